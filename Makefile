@@ -1,0 +1,34 @@
+# make help lists what there is.
+PROFILE ?= quick
+PYTHON ?= python3
+VENV ?= .venv
+CORES ?= all
+BIN := $(VENV)/bin
+
+# A notebook runs again when it, a module or the weights have changed since it last ran (mtime; a
+# file that was only touched does not count), and what a stopped run left is made again.
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --rerun-incomplete \
+	--quiet host
+
+.PHONY: help env study figures test unlock clean
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+env: ## the virtual environment of requirements.lock in VENV=.venv, made with PYTHON=python3
+	@$(PYTHON) bootstrap.py $(VENV)
+
+study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full (what is committed)
+	$(SNAKEMAKE) --config profile=$(PROFILE)
+
+figures: env ## run every notebook of the full profile again: figures and verdicts from stored rows
+	$(SNAKEMAKE) --config profile=full --forceall
+
+test: env ## the whole test suite
+	TQDM_DISABLE=1 $(BIN)/python -m pytest -q tests
+
+unlock: env ## after a power cut or kill -9, when Snakemake says that the folder is locked
+	$(SNAKEMAKE) --config profile=$(PROFILE) --unlock
+
+clean: ## remove build/ and Snakemake's notes; committed results, figures and VENV stay
+	rm -rf build .snakemake
