@@ -62,6 +62,7 @@ HELD_OUT_TEXTURES = ("waves", "bricks")  # never drawn in training
 # split -> (seed stream, may use held-out nouns, may use held-out textures)
 SPLITS = {
     "train": (1, False, False), "validation": (2, False, False), "evaluation": (3, False, False),
+    "context": (6, False, False),  # scenes that contexts talk about
     "evaluation_nouns": (4, True, False), "evaluation_backgrounds": (5, False, True),
 }
 
@@ -140,12 +141,12 @@ def glyph(noun: str) -> Image.Image:
     return image.crop(alpha.getbbox())
 
 
-@lru_cache(maxsize=30_000)
+@lru_cache(maxsize=8_000)
 def _sprite(noun: str, width: int, height: int) -> tuple[np.ndarray, np.ndarray]:
-    """Premultiplied colour (h, w, 3) and alpha (h, w, 1) in 0..255 as uint16."""
+    """Premultiplied colour (h, w, 3) and 255 - alpha (h, w, 1), both uint8."""
     rgba = np.asarray(glyph(noun).resize((width, height), Image.BOX), dtype=np.uint16)
     alpha = rgba[..., 3:]
-    return rgba[..., :3] * alpha // 255, alpha
+    return (rgba[..., :3] * alpha // 255).astype(np.uint8), (255 - alpha).astype(np.uint8)
 
 
 def _sizes(rng, nouns) -> list[tuple[int, int]]:
@@ -239,9 +240,9 @@ def render(scene: Scene, owners: np.ndarray | None = None) -> np.ndarray:
     image = _background(scene.texture, np.random.default_rng((*scene.seed, 1)))
     for number, item in enumerate(scene.items):
         x0, y0, x1, y1 = item.box
-        colour, alpha = _sprite(item.noun, x1 - x0, y1 - y0)
+        colour, clear = _sprite(item.noun, x1 - x0, y1 - y0)
         region = image[y0:y1, x0:x1]
-        region[...] = colour + region * (255 - alpha) // 255
+        region[...] = colour + (region * clear.astype(np.uint16) // 255).astype(np.uint8)
         if owners is not None:
-            owners[y0:y1, x0:x1][alpha[..., 0] > 127] = number + 1
+            owners[y0:y1, x0:x1][clear[..., 0] < 128] = number + 1
     return image

@@ -1,0 +1,372 @@
+"""Dialogues about scenes: questions with known answers, and contexts of four kinds.
+
+Dialogues use the schema of the released SVIT files (Zhao et al., arXiv 2307.04087):
+`{"image_id": ..., "conversations": [{"from": "user", "value": ...}, {"from": "gpt", ...}]}`.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vdp_utils import scenes
+from vdp_utils.errors import VDPError
+from vdp_utils.scenes import Scene
+
+CONTEXT_KINDS = ("same", "other", "mentions", "text_only")
+POSITIONS = ("top left", "top right", "bottom left", "bottom right")
+NUMBERS = ("one", "two", "three", "four")
+MIDLINE_GAP = 0.08  # a position is asked only where the box centre is this far from both midlines
+RELATION_GAP = 0.2  # a relation is asked only where the box centres differ by this much
+
+# The templates after the bar are kept from training and from contexts.
+TEMPLATES = {
+    "presence": (["Is there {a} in the picture?", "Do you see {a}?", "Can you see {a} here?",
+                  "Does the picture show {a}?", "Is {a} visible?", "Does this image contain {a}?",
+                  "Can {a} be found in the picture?", "Is {a} part of this scene?"],
+                 ["Would you say {a} appears in this picture?", "Look closely: is {a} there?"]),
+    "position": (["Where is the {n}?", "In which corner is the {n}?",
+                  "Which part of the picture shows the {n}?", "Where can I find the {n}?",
+                  "Where in the image is the {n}?"],
+                 ["In what area would you look for the {n}?"]),
+    "left of": (["Is the {n} to the left of the {m}?", "Is the {n} left of the {m}?",
+                 "Does the {n} stand to the left of the {m}?"],
+                ["Would you find the {n} on the left side of the {m}?"]),
+    "above": (["Is the {n} above the {m}?", "Is the {n} higher up than the {m}?",
+               "Does the {n} stand above the {m}?"],
+              ["Would you find the {n} over the {m}?"]),
+    "counting": (["How many {ns} are there?", "How many {ns} do you see?",
+                  "What is the number of {ns}?", "Count the {ns}."],
+                 ["How many {ns} appear in total?"]),
+    "naming": (["Name the objects in the picture.", "What is in the picture?",
+                "Which objects do you see?", "List the objects."],
+               ["What things does this image contain?"]),
+    "description": (["Describe the picture.", "What does the scene look like?",
+                     "Give a short description.", "Tell me about the image."],
+                    ["Summarise what the image shows."]),
+}
+QUESTION_KINDS = ("presence", "position", "relation", "counting", "naming", "description")
+QUESTION_LEAD = "About the image: "
+
+IRREGULAR = dict(sheep="sheep", fish="fish", deer="deer", knife="knives", wolf="wolves",
+                 leaf="leaves", tomato="tomatoes")
+YES = ["Yes.", "Yes, {a}.", "Yes, there is {a}.", "Yes, I can see {a}.", "It does have {a}.",
+       "Indeed, there is {a}.", "Yes, {a} is there.", "Sure, I see {a}."]
+NO = ["No.", "No, there is no {n}.", "I cannot see {a}.", "No {n} here.", "No, I see no {n}.",
+      "There is no {n}.", "No, {a} is missing.", "Not that I can see."]
+CHAT = [  # about the scene as a whole: names no object
+    (["What would be a good title?", "How would you caption it?"],
+     ["A quiet moment.", "Things at rest.", "A small collection.", "An ordinary day.",
+      "Colours and shapes."]),
+    (["What is the mood?", "How does it make you feel?", "Is it a cheerful picture?"],
+     ["It feels calm.", "It is bright and friendly.", "Rather playful, I would say.",
+      "Simple and clear.", "It has a cheerful mood."]),
+    (["Is it a photograph or a drawing?", "What style is this?"],
+     ["It looks like a drawing.", "It is a flat illustration.", "A simple graphic style.",
+      "Bold outlines and plain colours."]),
+    (["Who might like this?", "Who could use such a picture?"],
+     ["Children would enjoy it.", "A teacher could use it in class.", "Anyone learning new words.",
+      "It would suit a picture book."]),
+    (["What could I do with it?", "Any idea how to use this?"],
+     ["You could make up a story about it.", "You could print it as a card.",
+      "Use it for a guessing game.", "It could go on a poster."]),
+    (["Is it crowded?", "Does it look busy?"],
+     ["Hard to say, judge for yourself.", "There is some free room.", "Not too much, I think."]),
+    (["Is there any text to read?", "Does it show any writing?"],
+     ["I find nothing to read.", "No words that I could read.", "No, only shapes."]),
+    (["Are there people?", "Is anyone in it?"],
+     ["I do not see a person.", "No people, as far as I can tell.", "Nobody is there."]),
+    (["Could you explain it to a child?", "How would you begin a story about it?"],
+     ["Once upon a time, all was still.", "I would begin with what is largest.",
+      "I would point and name things one by one."]),
+    (["Are the outlines thick or thin?", "How is it drawn?"],
+     ["The outlines are thick and dark.", "With bold lines and flat colours."]),
+    (["Is it day or night?", "What time of day could it be?"],
+     ["It could be any time.", "The light does not tell.", "Perhaps around noon."]),
+    (["Thank you, that helps.", "Good, please go on.", "I see, thanks."],
+     ["You are welcome.", "Gladly, ask me more.", "Of course.", "Happy to help."]),
+]
+BACKGROUNDS = dict(plain="It is plain.", gradient="It fades softly from one side to the other.",
+                   noise="It is cloudy and uneven.", stripes="It has stripes.",
+                   checks="It has a check pattern.", dots="It is covered with dots.",
+                   waves="It has a wavy pattern.", bricks="It looks like a brick wall.")
+PLACE_NAMES = dict(kitchen="a kitchen", market="a market", street="a street", farm="a farm",
+                   sea="the sea", desk="an office", garden="a garden", savannah="the savannah",
+                   forest="a forest", bedroom="a home", wardrobe="a wardrobe",
+                   workshop="a workshop", stage="a stage", sky="the open air")
+LEADS = ["Now a different picture.", "Here is another picture.", "Next picture, please.",
+          "Let us turn to another image.", "Another image now."]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about one scene. `options` is empty where the answer is free text."""
+
+    kind: str
+    text: str
+    answer: str
+    options: tuple[str, ...]
+    nouns: tuple[str, ...]
+
+
+def a(noun: str) -> str:
+    """The noun with its article."""
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def plural(noun: str) -> str:
+    """The noun's plural."""
+    if noun in IRREGULAR:
+        return IRREGULAR[noun]
+    if noun.endswith(("s", "x", "ch", "sh")):
+        return noun + "es"
+    return noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
+
+
+def _pick(rng, items):
+    return items[rng.integers(len(items))]
+
+
+def _template(rng, name: str, held_out: bool) -> str:
+    return _pick(rng, TEMPLATES[name][held_out])
+
+
+def position(item: scenes.Item) -> str | None:
+    """The item's quarter of the image, or None too near a midline to say."""
+    x, y = item.center
+    if min(abs(x - 0.5), abs(y - 0.5)) < MIDLINE_GAP:
+        return None
+    return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
+
+
+def _single(scene: Scene) -> list[scenes.Item]:
+    """Items whose noun stands once."""
+    return [i for i in scene.items if scene.counts[i.noun] == 1]
+
+
+def _absent(rng, scene: Scene, avoid=(), new_nouns: bool = False) -> str:
+    """A noun that is not there; as often off theme as those that are."""
+    return scenes.draw_noun(rng, scene.theme, {*scene.counts, *avoid}, new_nouns)
+
+
+def presence(scene: Scene, noun: str, rng, held_out: bool = False) -> Question:
+    """Is the noun in the scene? Options Yes and No."""
+    text = _template(rng, "presence", held_out).format(a=a(noun))
+    return Question("presence", text, "Yes" if noun in scene.counts else "No", ("Yes", "No"),
+                    (noun,))
+
+
+def ask(scene: Scene, kind: str, rng, held_out: bool = False, avoid=(),
+        new_nouns: bool = False) -> Question | None:
+    """A random question of a kind that names no noun of `avoid`; None where the scene has none.
+
+    Presence is balanced: yes and no with equal probability. `held_out` takes templates, and
+    `new_nouns` absent nouns, that training never showed.
+    """
+    single = [i for i in _single(scene) if i.noun not in avoid]
+    if kind == "presence":
+        present = [n for n in scene.counts if n not in avoid]
+        if rng.random() < 0.5:
+            return presence(scene, _pick(rng, present), rng, held_out) if present else None
+        return presence(scene, _absent(rng, scene, avoid, new_nouns), rng, held_out)
+    if kind == "position":
+        known = [i for i in single if position(i)]
+        if not known:
+            return None
+        item = _pick(rng, known)
+        text = _template(rng, "position", held_out).format(n=item.noun)
+        return Question(kind, text, position(item), POSITIONS, (item.noun,))
+    if kind == "relation":
+        axis = int(rng.integers(2))
+        pairs = [(p, q) for p in single for q in single
+                 if abs(p.center[axis] - q.center[axis]) > RELATION_GAP]
+        if not pairs:
+            return None
+        p, q = _pick(rng, pairs)
+        text = _template(rng, ("left of", "above")[axis], held_out).format(n=p.noun, m=q.noun)
+        return Question(kind, text, "Yes" if p.center[axis] < q.center[axis] else "No",
+                        ("Yes", "No"), (p.noun, q.noun))
+    if kind == "counting":
+        by_count: dict[int, list[str]] = {}
+        for noun, count in scene.counts.items():
+            if noun not in avoid and count <= len(NUMBERS):
+                by_count.setdefault(count, []).append(noun)
+        if not by_count:
+            return None
+        count = _pick(rng, sorted(by_count))
+        noun = _pick(rng, by_count[count])
+        text = _template(rng, "counting", held_out).format(ns=plural(noun))
+        return Question(kind, text, NUMBERS[count - 1], NUMBERS, (noun,))
+    if kind == "naming":
+        text = _template(rng, "naming", held_out)
+        return Question(kind, text, ", ".join(scene.counts), (), tuple(scene.counts))
+    if kind == "description":
+        text = _template(rng, "description", held_out)
+        return Question(kind, text, describe(scene, rng), (), tuple(scene.counts))
+    raise VDPError(f"unknown question kind {kind!r}: choose one of {QUESTION_KINDS}")
+
+
+def describe(scene: Scene, rng, avoid=()) -> str:
+    """The scene in words: every object not in `avoid`, with its number and place."""
+    sentences = []
+    for noun, count in scene.counts.items():
+        if noun in avoid:
+            continue
+        if count > 1:
+            sentences.append(f"There are {NUMBERS[count - 1] if count <= 4 else count} "
+                             f"{plural(noun)}.")
+            continue
+        item = next(i for i in scene.items if i.noun == noun)
+        place = position(item)
+        where = f" at the {place}" if place else " near the middle"
+        sentences.append(f"There is {a(noun)}{where}.")
+    return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
+
+
+def _turn(scene: Scene, rng, avoid) -> tuple[str, str]:
+    """One question and answer about a scene in dialogue style, naming no noun of `avoid`.
+
+    Nothing here says that a list is complete, so what is not named is not thereby absent.
+    """
+    seen = [n for n in scene.counts if n not in avoid]
+    kind = _pick(rng, ("presence", "presence", "position", "relation", "counting", "size",
+                       "naming", "description", "background", "theme", "chat"))
+    if kind in ("position", "relation", "counting", "presence"):
+        question = ask(scene, kind, rng, avoid=avoid)
+        if question is None and kind == "counting":
+            question, kind = presence(scene, _absent(rng, scene, avoid), rng), "presence"
+        if question is None:
+            kind = "chat"
+        elif kind == "presence":
+            noun = question.nouns[0]
+            reply = _pick(rng, YES if question.answer == "Yes" else NO)
+            return question.text, reply.format(a=a(noun), n=noun)
+        elif kind == "position":
+            reply = _pick(rng, ["At the {p}.", "It is at the {p}.", "The {n} is at the {p}.",
+                                "You find the {n} at the {p}."])
+            return question.text, reply.format(p=question.answer, n=question.nouns[0])
+        elif kind == "relation":
+            return question.text, _pick(rng, {"Yes": ["Yes, it is.", "Yes.", "That is right."],
+                                              "No": ["No, it is not.", "No.",
+                                                     "No, the other way round."]}[question.answer])
+        else:
+            noun = question.nouns[0]
+            form = noun if question.answer == "one" else plural(noun)
+            reply = _pick(rng, ["{k}.", "I count {k} {f}.", "There {v} {k} {f}."])
+            return question.text, reply.format(
+                k=question.answer, f=form, v="is" if question.answer == "one" else "are"
+            ).capitalize().replace("i count", "I count")
+    if kind == "size" and len(seen) > 1:
+        p, q = (seen[i] for i in rng.permutation(len(seen))[:2])
+        bigger = max(p, q, key=scene.share)
+        ask_size = _pick(rng, ["Which takes more room, the {p} or the {q}?",
+                               "What fills more of the picture, the {p} or the {q}?"])
+        return ask_size.format(p=p, q=q), f"The {bigger}."
+    if kind == "naming" and seen:
+        some = [seen[i] for i in rng.permutation(len(seen))[:3]]
+        return (_pick(rng, ["Name some things you see.", "What catches the eye?"]),
+                f"For example {' and '.join(a(n) for n in some)}.")
+    if kind == "description" and seen:
+        return (_pick(rng, ["Describe some of it.", "Tell me a little about the picture."]),
+                " ".join(describe(scene, rng, avoid).split(". ")[:2][i].rstrip(".") + "."
+                         for i in range(min(2, len(seen)))))
+    if kind == "theme":
+        return (_pick(rng, ["What place does it remind you of?", "What is it about?"]),
+                f"It makes me think of {PLACE_NAMES[scene.theme]}.")
+    if kind == "background":
+        return (_pick(rng, ["What is the background like?", "How would you describe the "
+                            "background?", "What is behind the objects?"]),
+                BACKGROUNDS[scene.texture])
+    asks, replies = _pick(rng, CHAT)
+    return _pick(rng, asks), _pick(rng, replies)
+
+
+def dialogue(scene: Scene, rng, turns: int, avoid=()) -> dict:
+    """A multi-turn dialogue about a scene in the SVIT schema, naming no noun of `avoid`."""
+    conversations, last = [], None
+    while len(conversations) < 2 * turns:
+        ask_text, reply = _turn(scene, rng, avoid)
+        if ask_text != last:  # nobody asks the same thing twice in a row
+            conversations += [{"from": "user", "value": ask_text}, {"from": "gpt", "value": reply}]
+        last = ask_text
+    return {"image_id": scene.scene_id, "conversations": conversations}
+
+
+def load_dialogues(path) -> list[dict]:
+    """Dialogues of an SVIT file; nested `content` turns are flattened. VDPError if malformed."""
+    path = Path(path)
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VDPError(f"{path}: cannot be read as JSON ({error}); give an SVIT file: a list of "
+                       '{"image_id": ..., "conversations": [...]}') from error
+    if not isinstance(records, list):
+        raise VDPError(f"{path}: expected a list of dialogues, found {type(records).__name__}")
+    return [_checked(record, f"{path}: dialogue {n}") for n, record in enumerate(records)]
+
+
+def _checked(record, where: str) -> dict:
+    try:
+        turns = [turn for part in record["conversations"]
+                 for turn in (part["content"] if "content" in part else [part])]
+        pairs = [(turn["from"], turn["value"]) for turn in turns]
+        image_id = record["image_id"]
+    except (KeyError, TypeError) as error:
+        raise VDPError(f"{where} is malformed ({error!r}): each needs image_id and conversations "
+                       "of turns with 'from' and 'value'") from error
+    roles = ["gpt" if role in ("gpt", "assistant") else "user" for role, _ in pairs]
+    if not pairs or roles != ["user", "gpt"] * (len(roles) // 2) or not all(
+            isinstance(value, str) and value.strip() for _, value in pairs):
+        raise VDPError(f"{where} is malformed: turns must alternate user, gpt and hold text")
+    return {"image_id": image_id, "conversations": [
+        {"from": role, "value": value} for role, (_, value) in zip(roles, pairs)]}
+
+
+def as_text(record: dict, lead: str = "") -> str:
+    """A dialogue as plain text, one line a turn; `lead` opens the first user turn."""
+    lines = []
+    for turn in record["conversations"]:
+        name = "User" if turn["from"] == "user" else "Assistant"
+        lines.append(f"{name}: {lead}{turn['value']}\n")
+        lead = ""
+    return "".join(lines)
+
+
+def context_blocks(kind: str, scene: Scene, asked: dict[str, bool], seed):
+    """Endless pieces of context text, nearest to the question first.
+
+    `asked` maps every noun that will be asked to whether the scene has it. `same` talks about
+    this scene and `other` about others, and neither names an asked noun, so neither states the
+    answer. `mentions` is `other` with the asked nouns that the scene lacks affirmed of other
+    pictures. `text_only` is `other` too: the scene's own description is its head, see
+    `context_head`. Longer contexts extend shorter ones at the far end.
+    """
+    if kind not in CONTEXT_KINDS:
+        raise VDPError(f"unknown context kind {kind!r}: choose one of {CONTEXT_KINDS}")
+    rng = np.random.default_rng(seed)
+    lure = [noun for noun, present in asked.items() if not present]
+    while True:
+        if kind == "same":
+            yield as_text(dialogue(scene, rng, 4, asked))
+            continue
+        other = scenes.compose("context", int(rng.integers(2**31)))
+        record = dialogue(other, rng, int(rng.integers(3, 6)), asked)
+        if kind == "mentions" and lure:
+            noun = _pick(rng, lure)
+            at = 2 * int(rng.integers(len(record["conversations"]) // 2 + 1))
+            record["conversations"][at:at] = [
+                {"from": "user", "value": _template(rng, "presence", False).format(a=a(noun))},
+                {"from": "gpt", "value": _pick(rng, YES[1:]).format(a=a(noun))}]
+        yield as_text(record, lead=_pick(rng, LEADS) + " ")
+
+
+def context_head(kind: str, scene: Scene, seed) -> str:
+    """What always opens the context, uncut: the scene in words for `text_only`, else nothing."""
+    if kind != "text_only":
+        return ""
+    rng = np.random.default_rng((*seed, 7))
+    record = {"conversations": [
+        {"from": "user", "value": _template(rng, "description", False)},
+        {"from": "gpt", "value": "The image shows the following. " + describe(scene, rng)}]}
+    return as_text(record)

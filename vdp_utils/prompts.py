@@ -1,0 +1,219 @@
+"""Prompts of a known make-up: every token's kind and the exact number of context tokens."""
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from vdp_utils import dialogues, scenes
+from vdp_utils.dialogues import Question
+from vdp_utils.errors import VDPError
+from vdp_utils.lvlm import LVLM
+from vdp_utils.tokens import Kind
+
+QUESTION_ROOM = 64  # tokens kept free for a question and its answer
+SLOT = "\ue000"  # private-use character: marks where the user's words go in the chat template
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and the questions that are asked about it."""
+
+    scene: scenes.Scene
+    questions: tuple[Question, ...]
+
+    @property
+    def image_id(self) -> str:
+        return self.scene.scene_id
+
+    @property
+    def asked(self) -> dict[str, bool]:
+        """Every noun a question names -> whether the scene has it."""
+        return {n: n in self.scene.counts for q in self.questions for n in q.nouns}
+
+    def image(self, which: str = "own") -> Image.Image:
+        """The scene rendered, a mid-grey image, or another scene with none of the asked nouns."""
+        if which == "blank":
+            return Image.new("RGB", (scenes.SIZE, scenes.SIZE), (128, 128, 128))
+        scene, index = self.scene, self.scene.seed[1]
+        while which == "swapped" and (scene == self.scene or not set(self.asked).isdisjoint(
+                scene.counts)):
+            index += 1
+            scene = scenes.compose("context", index)
+        return Image.fromarray(scenes.render(scene))
+
+
+def presence_samples(split: str, count: int, start: int = 0, pairs: int = 3) -> list[Sample]:
+    """`count` images with up to `pairs` yes- and as many no-questions each (never unbalanced)."""
+    return [_presence_sample(scenes.compose(split, start + i), pairs,
+                             split == "evaluation_nouns") for i in range(count)]
+
+
+def _presence_sample(scene, pairs, new_nouns) -> Sample:
+    rng = np.random.default_rng((*scene.seed, 2))
+    present = list(scene.counts)
+    if new_nouns:  # ask about the nouns that training never showed
+        present = [n for n in present if n in scenes.HELD_OUT_NOUNS]
+    chosen = [present[i] for i in rng.permutation(len(present))[:pairs]]
+    absent: list[str] = []
+    for _ in chosen:
+        if new_nouns:
+            pool = [n for n in scenes.HELD_OUT_NOUNS if n not in scene.counts and n not in absent]
+            absent.append(pool[rng.integers(len(pool))])
+        else:
+            absent.append(scenes.draw_noun(rng, scene.theme, {*scene.counts, *absent}))
+    questions = [dialogues.presence(scene, noun, rng) for noun in (*chosen, *absent)]
+    return Sample(scene, tuple(questions[i] for i in rng.permutation(len(questions))))
+
+
+@dataclass
+class Prompt:
+    """Tokens of a prompt or a part of one: ids and kinds (length,), and the image's inputs."""
+
+    input_ids: np.ndarray
+    kinds: np.ndarray
+    images: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+def _part(ids, kind: Kind) -> Prompt:
+    ids = np.asarray(ids, dtype=np.int64)
+    return Prompt(ids, np.full(len(ids), kind, dtype=np.int8))
+
+
+def join(*parts: Prompt) -> Prompt:
+    """One prompt from its parts in order."""
+    return Prompt(np.concatenate([p.input_ids for p in parts]),
+                  np.concatenate([p.kinds for p in parts]),
+                  {k: v for p in parts for k, v in p.images.items()})
+
+
+@lru_cache(maxsize=None)
+def _frame(processor, with_image: bool) -> tuple[str, str]:
+    """The chat template before and after the user's words."""
+    content = [{"type": "image"}] * with_image + [{"type": "text", "text": SLOT}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}],
+                                         add_generation_prompt=True, tokenize=False)
+    before, found, after = text.partition(SLOT)
+    if not found:
+        raise VDPError("the processor's chat template drops the user's text: give a processor "
+                       "whose chat template takes image and text parts")
+    return before, after
+
+
+def opening(lvlm: LVLM, image: Image.Image | None) -> Prompt:
+    """Template and image tokens up to where the user's words begin."""
+    before, _ = _frame(lvlm.processor, image is not None)
+    bos = lvlm.tokenizer.bos_token
+    special = not (bos and before.startswith(bos))
+    if image is None:
+        ids = lvlm.tokenizer(before, add_special_tokens=special).input_ids
+        return _part(ids, Kind.TEMPLATE)
+    inputs = lvlm.processor(text=before, images=image, return_tensors="pt",
+                            add_special_tokens=special)
+    ids = inputs.pop("input_ids")[0].numpy()
+    inputs.pop("attention_mask", None)
+    if not (ids == lvlm.image_token_id).any():
+        raise VDPError(f"model {lvlm.name!r} puts no image tokens into its prompt: give a model "
+                       "whose processor expands the image into tokens")
+    kinds = np.where(ids == lvlm.image_token_id, Kind.IMAGE, Kind.TEMPLATE).astype(np.int8)
+    return Prompt(ids, kinds, dict(inputs))
+
+
+def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0) -> np.ndarray:
+    """Exactly `length` context token ids, int64; longer contexts end with the shorter ones."""
+    if length < 0:
+        raise VDPError(f"context length {length}: give 0 or more tokens")
+    key = (*sample.scene.seed, dialogues.CONTEXT_KINDS.index(kind)
+           if kind in dialogues.CONTEXT_KINDS else 0, seed)
+    blocks = dialogues.context_blocks(kind, sample.scene, sample.asked, key)
+    head_text = dialogues.context_head(kind, sample.scene, key)
+    head = tokenizer(head_text, add_special_tokens=False).input_ids if head_text else []
+    if len(head) > length and kind == "text_only":
+        raise VDPError(f"context length {length} of {sample.image_id} is shorter than the scene "
+                       f"in words ({len(head)} tokens): ask for more")
+    pieces: list[list[int]] = []
+    missing = length - len(head)
+    while missing > 0:
+        pieces.insert(0, tokenizer(next(blocks), add_special_tokens=False).input_ids)
+        missing -= len(pieces[0])
+    ids = [t for piece in pieces for t in piece]
+    return np.array(head + ids[len(ids) - (length - len(head)):], dtype=np.int64)
+
+
+def asking(lvlm: LVLM, question: Question, with_image: bool = True) -> Prompt:
+    """The question's tokens and the template's end, up to where the answer begins."""
+    ids = lvlm.tokenizer(dialogues.QUESTION_LEAD + question.text,
+                         add_special_tokens=False).input_ids
+    return join(_part(ids, Kind.QUESTION), _closing(lvlm, with_image))
+
+
+@lru_cache(maxsize=8)
+def _closing(lvlm: LVLM, with_image: bool) -> Prompt:
+    _, after = _frame(lvlm.processor, with_image)
+    return _part(lvlm.tokenizer(after, add_special_tokens=False).input_ids, Kind.TEMPLATE)
+
+
+def words(lvlm: LVLM, text: str) -> Prompt:
+    """Any text as context."""
+    ids = lvlm.tokenizer(text, add_special_tokens=False).input_ids if text else []
+    return _part(ids, Kind.CONTEXT)
+
+
+def option_ids(lvlm: LVLM, option: str) -> list[int]:
+    """Token ids of an answer option as it follows the chat template."""
+    _, after = _frame(lvlm.processor, True)
+    lead = "" if after[-1:].isspace() or not after else " "
+    return lvlm.tokenizer(lead + option, add_special_tokens=False).input_ids
+
+
+def stop_ids(lvlm: LVLM) -> set[int]:
+    """Token ids that end an answer."""
+    ids = lvlm.model.generation_config.eos_token_id
+    return {lvlm.tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
+
+
+def open_image(image: Image.Image | str | Path) -> Image.Image:
+    """An RGB image from a path or a PIL image. VDPError if it is missing or cannot be read."""
+    try:
+        image = image if isinstance(image, Image.Image) else Image.open(image)
+        return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise VDPError(f"image {image} does not exist: check the path") from error
+    except (OSError, SyntaxError) as error:
+        raise VDPError(f"image {image} cannot be read ({error}): replace the file") from error
+
+
+@lru_cache(maxsize=8)
+def _opening_length(lvlm: LVLM) -> int:
+    return len(opening(lvlm, Image.new("RGB", (scenes.SIZE, scenes.SIZE))))
+
+
+def check_length(lvlm: LVLM, length: int) -> None:
+    """VDPError where `length` context tokens, the image and a question pass the positions."""
+    room = lvlm.max_positions - _opening_length(lvlm) - QUESTION_ROOM
+    if not 0 <= length <= room:
+        raise VDPError(f"context length {length} does not fit {lvlm.name!r}: its "
+                       f"{lvlm.max_positions} positions leave 0 to {room} for the context")
+
+
+def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int = 0,
+                  image: str = "own") -> Prompt:
+    """What all questions of a sample share: template, image (none for `text_only`), context.
+
+    `image` is `own`, `blank` (mid-grey) or `swapped` (a scene with none of the asked nouns).
+    """
+    check_length(lvlm, length)
+    start = opening(lvlm, None if kind == "text_only" else sample.image(image))
+    return join(start, _part(context(lvlm.tokenizer, kind, sample, length, seed), Kind.CONTEXT))
+
+
+def tensors(prompt: Prompt, device) -> dict:
+    """Model inputs of batch size 1."""
+    ids = torch.from_numpy(prompt.input_ids)[None].to(device)
+    return {"input_ids": ids, **{k: v.to(device) for k, v in prompt.images.items()}}
