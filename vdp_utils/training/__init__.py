@@ -1,0 +1,7 @@
+"""The embedded LVLM's recipe: `python -m vdp_utils.training --size S --minutes N`.
+
+*Tower*: a CLIP-architecture vision tower learns which noun each patch shows. *Dialogues*:
+projector, LoRA and tower learn to answer questions about scenes, in three steps: the projector
+points at the nouns' embeddings, the decoder learns the questions on true noun embeddings, then
+all three learn together on images.
+"""

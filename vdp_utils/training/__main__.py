@@ -1,0 +1,48 @@
+"""`python -m vdp_utils.training --size S --minutes N`: train the embedded LVLM, resumably."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from vdp_utils.lvlm import LVLM, MODELS, SIZES, build_embedded
+from vdp_utils.training.dialogue import add_lora, export, train_answers, train_projector
+from vdp_utils.training.loop import DEVICE, load_stage
+from vdp_utils.training.tower import train_tower
+
+# stage -> share of the minutes
+SHARES = {"tower": 0.35, "projector": 0.1, "oracle": 0.2, "joint": 0.35}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.training", description=__doc__)
+    parser.add_argument("--size", default="S", type=str.lower, choices=SIZES)
+    parser.add_argument("--minutes", default=70.0, type=float, help="in all, for all stages")
+    parser.add_argument("--state", default="build/training", type=Path,
+                        help="folder for what is needed to resume; tower and projector are "
+                        "shared by all sizes")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    shared, own = options.state, options.state / options.size
+    minutes = {stage: share * options.minutes for stage, share in SHARES.items()}
+    log, shared_log = own / "log.csv", shared / "log.csv"
+    layers = SIZES[options.size]
+    model, processor = build_embedded(layers)
+    lvlm = LVLM(f"embedded-{options.size}", "in training", model.to(DEVICE), processor)
+    tower = model.model.vision_tower
+    tower.set_attn_implementation("eager")  # faster than SDPA for 101 tokens on a CPU
+    train_tower(shared, minutes["tower"], shared_log, tower)
+    add_lora(model)
+    train_projector(shared, minutes["projector"], shared_log, lvlm)
+    train_answers(own, "oracle", minutes["oracle"], log, lvlm, {"decoder": 1e-3}, oracle=True)
+    load_stage(shared, "projector", {"tower": tower, "projector": model.model.multi_modal_projector})
+    train_answers(own, "joint", minutes["joint"], log, lvlm,
+                  {"decoder": 6e-4, "projector": 3e-4, "tower": 1e-4})
+    folder = MODELS / options.size
+    export(lvlm, layers, folder, minutes=options.minutes)
+    (folder / "training_log.csv").write_text(
+        shared_log.read_text() + "".join(log.read_text().splitlines(keepends=True)[1:]))
+
+
+if __name__ == "__main__":
+    main()

