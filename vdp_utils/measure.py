@@ -1,0 +1,194 @@
+"""Samples x conditions -> tidy rows: one line a question, one stored table a condition."""
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Iterable
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from vdp_utils import dialogues, prompts
+from vdp_utils.errors import VDPError
+from vdp_utils.lvlm import LVLM
+from vdp_utils.prompts import Prompt, Sample
+from vdp_utils.store import ResultStore
+from vdp_utils.tokens import Kind
+
+CODE_VERSION = 1  # raise it when a change here, or in prompts or dialogues, changes a row
+IMAGES = ("own", "blank", "swapped")
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Everything that decides a row beside the sample. Equal conditions share stored rows."""
+
+    model: str
+    revision: str
+    dtype: str
+    device: str
+    attention: str
+    context_kind: str
+    context_length: int
+    image: str = "own"  # the sample's image, a blank one, or another scene's
+    seed: int = 0
+    greedy: int = 0  # of each sample's questions, how many are also answered greedily
+    code: int = CODE_VERSION
+
+
+def condition(lvlm: LVLM, context_kind: str, context_length: int, image: str = "own",
+              seed: int = 0, greedy: int = 0) -> Condition:
+    """A condition under a model. Raises VDPError for one that the model cannot be put under."""
+    if context_kind not in dialogues.CONTEXT_KINDS:
+        raise VDPError(f"unknown context kind {context_kind!r}: choose one of "
+                       f"{', '.join(dialogues.CONTEXT_KINDS)}")
+    if image not in IMAGES:
+        raise VDPError(f"unknown image {image!r}: choose one of {', '.join(IMAGES)}")
+    prompts.check_length(lvlm, context_length)
+    attention = lvlm.model.config.get_text_config()._attn_implementation
+    return Condition(lvlm.name, lvlm.revision, str(lvlm.dtype).removeprefix("torch."),
+                     lvlm.device.type, attention, context_kind, context_length, image, seed, greedy)
+
+
+def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
+            store: ResultStore, finding: str) -> pd.DataFrame:
+    """Rows of every sample under every condition, measured where the store lacks them.
+
+    Columns: image_id, question_id, kind, context_kind, context_length, image, the token counts
+    image_tokens / context_tokens / question_tokens, options and their log_likelihoods, answer,
+    predicted, correct, margin (log-likelihood of the answer minus that of the best other
+    option), greedy (text or None), target_share (share of the image that the asked noun fills),
+    seconds (wall time of the sample under the condition, divided among its questions).
+    """
+    conditions = list(conditions)
+    for one in conditions:
+        if (one.model, one.revision) != (lvlm.name, lvlm.revision):
+            raise VDPError(f"condition of {one.model} ({one.revision}) given with {lvlm.name} "
+                           f"({lvlm.revision}): make conditions with condition(lvlm, ...)")
+    tables = []
+    for one in conditions:
+        tasks = [([key(sample, n) for n in range(len(sample.questions))],
+                  lambda sample=sample, one=one: measure_sample(lvlm, sample, one))
+                 for sample in samples]
+        label = f"{finding} {one.context_kind} {one.context_length}"
+        tables.append(store.collect(finding, one, tasks, progress=label))
+    return pd.concat(tables, ignore_index=True)
+
+
+def key(sample: Sample, number: int) -> str:
+    """The row key of a sample's question."""
+    return f"{sample.image_id}/{number}"
+
+
+@torch.no_grad()
+def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = True) -> list[dict]:
+    """Rows of one sample. With `share`, its questions continue one cached prefix."""
+    started = time.perf_counter()
+    prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
+                                   one.image)
+    with_image = bool((prefix.kinds == Kind.IMAGE).any())
+    cache = prefill(lvlm, prefix) if share else None
+    rows = []
+    for number, question in enumerate(sample.questions):
+        asking = prompts.asking(lvlm, question, with_image)
+        scores = score(lvlm, prefix, cache, asking, question.options)
+        greedy = None
+        if number < one.greedy:
+            greedy = generate(lvlm, prefix, cache, asking)
+        best = max(range(len(scores)), key=scores.__getitem__)
+        right = question.options.index(question.answer)
+        others = [s for n, s in enumerate(scores) if n != right]
+        rows.append(dict(
+            key=key(sample, number), image_id=sample.image_id, question_id=str(number),
+            kind=question.kind, nouns="/".join(question.nouns), context_kind=one.context_kind,
+            context_length=one.context_length, image=one.image,
+            image_tokens=int((prefix.kinds == Kind.IMAGE).sum()),
+            context_tokens=int((prefix.kinds == Kind.CONTEXT).sum()),
+            question_tokens=int((asking.kinds == Kind.QUESTION).sum()),
+            options="/".join(question.options), log_likelihoods=scores, answer=question.answer,
+            predicted=question.options[best], correct=best == right,
+            margin=scores[right] - max(others), greedy=greedy,
+            target_share=sample.scene.share(question.nouns[0]), seconds=0.0))
+    for row in rows:
+        row["seconds"] = (time.perf_counter() - started) / len(rows)
+    return rows
+
+
+def prefill(lvlm: LVLM, prefix: Prompt):
+    """The KV cache of a prompt's shared prefix."""
+    return lvlm.model(**prompts.tensors(prefix, lvlm.device), use_cache=True,
+                      logits_to_keep=1).past_key_values
+
+
+def _start(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt):
+    """Logits (vocabulary,) where the answer begins, and the cache that goes on from there."""
+    if cache is None:
+        inputs = prompts.tensors(prompts.join(prefix, asking), lvlm.device)
+    else:
+        cache = _fork(cache, len(prefix))
+        inputs = prompts.tensors(asking, lvlm.device) | {"past_key_values": cache}
+    outputs = lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
+    return outputs.logits[0, -1].float(), outputs.past_key_values
+
+
+def _fork(cache, length: int):
+    """A cache that may be continued without spoiling `cache`, cut to `length` tokens."""
+    try:
+        cache.crop(length)
+    except (NotImplementedError, ValueError, AttributeError):  # sliding-window layers
+        return copy.deepcopy(cache)
+    return cache
+
+
+def _go_on(lvlm: LVLM, cache, token: int):
+    ids = torch.tensor([[token]], device=lvlm.device)
+    outputs = lvlm.model(input_ids=ids, past_key_values=cache, use_cache=True)
+    return outputs.logits[0, -1].float(), outputs.past_key_values
+
+
+def score(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, options) -> list[float]:
+    """Log-likelihood of each option as the answer: the sum over its tokens, natural log."""
+    if not options:
+        raise VDPError("a question without options cannot be scored: use answer() for free text")
+    start, after = _start(lvlm, prefix, cache, asking)
+    first, length = start.log_softmax(-1), len(prefix) + len(asking)
+    scores = []
+    for option in options:
+        ids = prompts.option_ids(lvlm, option)
+        total, logits, state = first[ids[0]].item(), None, after
+        for previous, token in zip(ids, ids[1:]):
+            state = _fork(state, length) if logits is None else state
+            logits, state = _go_on(lvlm, state, previous)
+            total += logits.log_softmax(-1)[token].item()
+        scores.append(total)
+    return scores
+
+
+def generate(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, max_new_tokens: int = 8) -> str:
+    """The greedy answer as text."""
+    logits, state = _start(lvlm, prefix, cache, asking)
+    stop, found = prompts.stop_ids(lvlm), []
+    while (token := int(logits.argmax())) not in stop and len(found) < max_new_tokens:
+        found.append(token)
+        logits, state = _go_on(lvlm, state, token)
+    return lvlm.tokenizer.decode(found).strip()
+
+
+@torch.no_grad()
+def answer(lvlm: LVLM, image: Image.Image | str | None, question: str, context: str = "",
+           max_new_tokens: int = 40) -> str:
+    """Ask any question about any image (PIL, a path, or None), behind any context text."""
+    start = prompts.opening(lvlm, prompts.open_image(image) if image is not None else None)
+    words = prompts.words(lvlm, context)
+    prompts.check_length(lvlm, len(words))
+    asked = dialogues.Question("free", question, "", (), ())
+    return generate(lvlm, prompts.join(start, words), None,
+                    prompts.asking(lvlm, asked, image is not None), max_new_tokens)
+
+
+def greedy_agreement(rows: pd.DataFrame) -> tuple[float, int]:
+    """Share of greedy answers that begin with the option scored best, and their number."""
+    asked = rows[rows["greedy"].notna()]
+    same = [g.lower().startswith(p.lower()) for g, p in zip(asked["greedy"], asked["predicted"])]
+    return (sum(same) / len(same) if same else float("nan")), len(same)
