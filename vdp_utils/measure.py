@@ -27,7 +27,6 @@ class Condition:
     model: str
     revision: str
     dtype: str
-    device: str
     attention: str
     context_kind: str
     context_length: int
@@ -48,12 +47,14 @@ def condition(lvlm: LVLM, context_kind: str, context_length: int, image: str = "
     prompts.check_length(lvlm, context_length)
     attention = lvlm.model.config.get_text_config()._attn_implementation
     return Condition(lvlm.name, lvlm.revision, str(lvlm.dtype).removeprefix("torch."),
-                     lvlm.device.type, attention, context_kind, context_length, image, seed, greedy)
+                     attention, context_kind, context_length, image, seed, greedy)
 
 
 def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
-            store: ResultStore, finding: str) -> pd.DataFrame:
+            store: ResultStore, finding: str, recompute: bool = False) -> pd.DataFrame:
     """Rows of every sample under every condition, measured where the store lacks them.
+
+    `recompute` measures all of them again.
 
     Columns: image_id, question_id, kind, context_kind, context_length, image, the token counts
     image_tokens / context_tokens / question_tokens, options and their log_likelihoods, answer,
@@ -71,6 +72,8 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
         tasks = [([key(sample, n) for n in range(len(sample.questions))],
                   lambda sample=sample, one=one: measure_sample(lvlm, sample, one))
                  for sample in samples]
+        if recompute:
+            store.clear(finding, one)
         label = f"{finding} {one.context_kind} {one.context_length}"
         tables.append(store.collect(finding, one, tasks, progress=label))
     return pd.concat(tables, ignore_index=True)
@@ -106,8 +109,9 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
             image_tokens=int((prefix.kinds == Kind.IMAGE).sum()),
             context_tokens=int((prefix.kinds == Kind.CONTEXT).sum()),
             question_tokens=int((asking.kinds == Kind.QUESTION).sum()),
-            options="/".join(question.options), log_likelihoods=scores, answer=question.answer,
-            predicted=question.options[best], correct=best == right,
+            options="/".join(question.options), log_likelihoods=scores,
+            answer=question.answer.lower(), predicted=question.options[best].lower(),
+            correct=best == right,
             margin=scores[right] - max(others), greedy=greedy,
             target_share=sample.scene.share(question.nouns[0]), seconds=0.0))
     for row in rows:

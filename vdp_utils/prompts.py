@@ -46,14 +46,32 @@ class Sample:
         return Image.fromarray(scenes.render(scene))
 
 
-def presence_samples(split: str, count: int, start: int = 0, pairs: int = 3) -> list[Sample]:
-    """`count` images with up to `pairs` yes- and as many no-questions each (never unbalanced)."""
-    return [_presence_sample(scenes.compose(split, start + i), pairs,
-                             split == "evaluation_nouns") for i in range(count)]
+def presence_samples(split: str, count: int, pairs: int = 3,
+                     held_out: bool = False) -> list[Sample]:
+    """`count` images with up to `pairs` yes- and as many no-questions each (never unbalanced).
+
+    `held_out` asks by templates that training never showed. In the split `evaluation_nouns` all
+    questions are about nouns that training never showed.
+    """
+    return [_presence_sample(scenes.compose(split, i), pairs, held_out) for i in range(count)]
 
 
-def _presence_sample(scene, pairs, new_nouns) -> Sample:
-    rng = np.random.default_rng((*scene.seed, 2))
+def question_samples(split: str, count: int, kind: str, per_image: int = 3) -> list[Sample]:
+    """The first `count` images of a split that have questions of `kind`, `per_image` at most."""
+    samples, index = [], 0
+    while len(samples) < count:
+        scene = scenes.compose(split, index)
+        rng = np.random.default_rng((*scene.seed, 3))
+        asked = [dialogues.ask(scene, kind, rng) for _ in range(2 * per_image)]
+        unique = {q.nouns: q for q in asked if q}
+        if unique:
+            samples.append(Sample(scene, tuple(unique.values())[:per_image]))
+        index += 1
+    return samples
+
+
+def _presence_sample(scene: scenes.Scene, pairs: int, held_out: bool) -> Sample:
+    rng, new_nouns = np.random.default_rng((*scene.seed, 2)), scene.has_new_nouns
     present = list(scene.counts)
     if new_nouns:  # ask about the nouns that training never showed
         present = [n for n in present if n in scenes.HELD_OUT_NOUNS]
@@ -65,7 +83,7 @@ def _presence_sample(scene, pairs, new_nouns) -> Sample:
             absent.append(pool[rng.integers(len(pool))])
         else:
             absent.append(scenes.draw_noun(rng, scene.theme, {*scene.counts, *absent}))
-    questions = [dialogues.presence(scene, noun, rng) for noun in (*chosen, *absent)]
+    questions = [dialogues.presence(scene, noun, rng, held_out) for noun in (*chosen, *absent)]
     return Sample(scene, tuple(questions[i] for i in rng.permutation(len(questions))))
 
 

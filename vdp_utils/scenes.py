@@ -98,6 +98,11 @@ class Scene:
     items: tuple[Item, ...]
 
     @property
+    def has_new_nouns(self) -> bool:
+        """Whether the scene comes from the split of nouns that training never showed."""
+        return self.seed[0] == SPLITS["evaluation_nouns"][0]
+
+    @property
     def counts(self) -> dict[str, int]:
         """How often each noun stands in the scene, largest object first."""
         found: dict[str, int] = {}

@@ -1,0 +1,134 @@
+"""One function a figure, from rows and tables; `save` writes PNG and PDF, the same each time."""
+
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from vdp_utils import scenes
+from vdp_utils.prompts import Sample
+
+WIDTH, WIDE = 3.25, 6.75  # inches: one and two columns
+STYLE = {
+    "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7,
+    "xtick.labelsize": 7, "ytick.labelsize": 7, "axes.spines.top": False,
+    "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "grid.linewidth": 0.5,
+    "lines.linewidth": 1.3, "lines.markersize": 4, "figure.dpi": 150, "savefig.dpi": 200,
+    "pdf.fonttype": 42, "svg.hashsalt": "vdp", "legend.frameon": False,
+}
+KINDS = {  # context kind -> (label, marker, line)
+    "same": ("same: about this image", "o", "-"),
+    "other": ("other: about other images", "s", "--"),
+    "mentions": ("mentions: names absent objects", "^", "-."),
+    "text_only": ("text only: scene in words", "D", ":"),
+}
+COLOURS = dict(zip(KINDS, sns.color_palette("colorblind", len(KINDS))))
+matplotlib.rcParams.update(STYLE)
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> Figure:
+    """Write `folder/name.png` and `.pdf`, byte-identical for the same figure."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None,
+                                                     "Producer": None})
+    return figure
+
+
+def _length_axis(axes, lengths, trained: int | None) -> None:
+    """Context lengths, doubling from left to right, and the longest one seen in training."""
+    axes.set_xscale("symlog", base=2, linthresh=64, linscale=0.6)
+    axes.set_xticks(lengths, [str(n) if n < 1000 else f"{n // 1024}k" for n in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("context length (tokens)")
+    if trained:
+        axes.axvline(trained, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+
+
+def decline(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
+    """F1: accuracy, yes-rate and answer margin against context length, by context kind."""
+    measures = list(summary["measure"].unique())
+    figure, panels = plt.subplots(1, len(measures), figsize=(WIDE, 2.6), layout="constrained")
+    lengths = sorted(summary["context_length"].unique())
+    for axes, name in zip(panels, measures):
+        for number, (kind, part) in enumerate(
+                summary[summary["measure"] == name].groupby("context_kind", sort=False)):
+            label, marker, line = KINDS[kind]
+            shift = 1 + 0.05 * (number - 1)  # side by side, so that intervals stay readable
+            axes.errorbar(part["context_length"] * shift, part["value"],
+                          [part["value"] - part["low"], part["high"] - part["value"]],
+                          label=label, marker=marker, linestyle=line, color=COLOURS[kind],
+                          elinewidth=0.8, capsize=1.5)
+        _length_axis(axes, lengths, trained)
+        axes.set_title(name)
+    for axes, name in zip(panels, measures):
+        if name in ("balanced accuracy", "yes-rate"):
+            axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+        if name == "balanced accuracy":
+            axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.01)
+            axes.annotate("chance", (lengths[0], 0.5), xytext=(2, 2), fontsize=6, color="0.4",
+                          textcoords="offset points")
+        if name == "yes-rate":
+            axes.set_ylim(0, 1)
+        if name == "balanced accuracy" and trained:
+            axes.annotate("longest\ntrained", (trained, axes.get_ylim()[0]), xytext=(3, 3),
+                          textcoords="offset points", fontsize=6, color="0.3")
+    handles, labels = panels[0].get_legend_handles_labels()
+    n = int(summary["n_images"].max())
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    figure.suptitle(f"{model}: presence questions behind a text context "
+                    f"(n = {n} images, 95 % intervals over images)", fontsize=8)
+    return figure
+
+
+def gallery(samples: list[Sample], columns: int = 4) -> Figure:
+    """Scenes with the boxes and nouns of their objects."""
+    lines = -(-len(samples) // columns)
+    figure, panels = plt.subplots(lines, columns, figsize=(WIDE, 1.85 * lines),
+                                  layout="constrained", squeeze=False)
+    for axes in panels.flat:
+        axes.axis("off")
+    for axes, sample in zip(panels.flat, samples):
+        axes.imshow(sample.image(), extent=(0, scenes.SIZE, scenes.SIZE, 0))
+        for item in sample.scene.items:
+            x0, y0, x1, y1 = item.box
+            axes.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=0.7,
+                                         edgecolor="black"))
+            above = y0 > 12
+            axes.text(x0, y0 - 1 if above else y1 + 1, item.noun, fontsize=5,
+                      va="bottom" if above else "top",
+                      bbox=dict(facecolor="white", edgecolor="none", pad=0.4, alpha=0.8))
+        axes.set_title(f"{sample.scene.theme}, {sample.scene.texture}", fontsize=7)
+    return figure
+
+
+def training_curves(log: pd.DataFrame) -> Figure:
+    """Held-out metrics against training minutes, one panel a stage."""
+    labels = {"tower": "1 tower", "projector": "2a projector", "oracle": "2b decoder on true nouns",
+              "joint": "2c all on images"}
+    shown = {"object_patch_accuracy": "object patches", "image_presence": "presence, image",
+             "words_presence": "presence, words", "image_position": "position, image",
+             "blank_presence": "presence, blank image", "image_naming": "naming, image"}
+    stages = [s for s in labels if s in set(log["stage"])]
+    figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.4), sharey=True,
+                                  layout="constrained", squeeze=False)
+    palette = dict(zip(shown, sns.color_palette("colorblind", len(shown))))
+    markers = dict(zip(shown, "osD^vP"))
+    for axes, stage in zip(panels[0], stages):
+        part = log[(log["stage"] == stage) & log["metric"].isin(shown)]
+        for metric, curve in part.groupby("metric"):
+            axes.plot(curve["minutes"], curve["value"], label=shown[metric], markersize=2.5,
+                      color=palette[metric], marker=markers[metric])
+        axes.set_title(labels[stage])
+        axes.set_xlabel("minutes of the stage")
+        axes.set_ylim(0, 1.02)
+    panels[0][0].set_ylabel("held-out accuracy")
+    found = {}
+    for axes in panels[0]:
+        found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found))
+    return figure
