@@ -1,5 +1,8 @@
 """What each notebook asks of its rows: a summary table, and a verdict by a rule set beforehand."""
 
+import json
+from pathlib import Path
+
 import pandas as pd
 
 from vdp_utils import stats
@@ -57,3 +60,17 @@ def decline_verdict(rows: pd.DataFrame) -> Verdict:
         stats.judge(bool(falls.all()), bool(falls.any())),
         f"drop in balanced accuracy from {shortest} to {longest} context tokens",
         drop, drop.n_images, DECLINE_RULE)
+
+
+def table(summary: pd.DataFrame, measure: str) -> pd.DataFrame:
+    """A summary's measure as text with intervals: one line a length, one column a kind."""
+    part = summary[summary["measure"] == measure]
+    texts = [f"{line.value:.3f} [{line.low:.3f}, {line.high:.3f}]" for line in part.itertuples()]
+    return part.assign(text=texts).pivot(index="context_length", columns="context_kind",
+                                         values="text")
+
+
+def save_verdict(verdict: Verdict, folder: str | Path) -> None:
+    """Write the verdict to `folder/<finding>_verdict.json`, from which the README's table comes."""
+    path = Path(folder) / f"{verdict.finding}_verdict.json"
+    path.write_text(json.dumps(verdict.to_row(), indent=2) + "\n")

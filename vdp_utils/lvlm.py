@@ -20,7 +20,6 @@ from safetensors import safe_open
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText,
                           AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig,
                           LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor)
-from transformers.utils import logging
 
 from vdp_utils import scenes
 from vdp_utils.errors import VDPError
@@ -37,12 +36,16 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True)
 class LVLM:
-    """A model with what the study needs to know of it. `revision` names its exact weights."""
+    """A model with what the study needs to know of it. `revision` names its exact weights.
+
+    `trained_context` is the longest context of its training in tokens, None where not known.
+    """
 
     name: str
     revision: str
     model: torch.nn.Module
     processor: object
+    trained_context: int | None = None
 
     @property
     def tokenizer(self):
@@ -81,10 +84,10 @@ def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
         if size not in SIZES:
             raise VDPError(f"unknown size {name!r}: choose one of "
                            f"{', '.join('embedded-' + s for s in SIZES)}")
-        folder = embedded_folder(MODELS / size)
-        revision = _manifest(MODELS / size)["weights_sha256"][:16]
+        folder, manifest = embedded_folder(MODELS / size), _manifest(MODELS / size)
+        revision, trained = manifest["weights_sha256"][:16], manifest["max_context"]
     else:
-        folder, revision = name, None
+        folder, revision, trained = name, None, None
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -95,7 +98,7 @@ def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
                        "vision-language model")
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
     revision = revision or getattr(config, "_commit_hash", None) or _folder_hash(Path(folder))
-    return LVLM(name, revision, model, AutoProcessor.from_pretrained(folder))
+    return LVLM(name, revision, model, AutoProcessor.from_pretrained(folder), trained)
 
 
 def file_hash(path: Path) -> str:
@@ -130,11 +133,9 @@ def base_gguf() -> Path:
 def build_embedded(layers: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A LLaVA on the base model's first `layers` decoder layers; tower and projector random."""
     path = base_gguf()
-    logging.disable_progress_bar()
     base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name,
                                                 dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    logging.enable_progress_bar()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     text = base.config
     for extra in ("quantization_config", "_name_or_path"):

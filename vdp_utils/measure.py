@@ -59,7 +59,8 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     Columns: image_id, question_id, kind, context_kind, context_length, image, the token counts
     image_tokens / context_tokens / question_tokens, options and their log_likelihoods, answer,
     predicted, correct, margin (log-likelihood of the answer minus that of the best other
-    option), greedy (text or None), target_share (share of the image that the asked noun fills),
+    option), greedy (text, "" where not asked), target_share (share of the image that the asked noun
+    fills),
     seconds (wall time of the sample under the condition, divided among its questions).
     """
     conditions = list(conditions)
@@ -96,7 +97,7 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
     for number, question in enumerate(sample.questions):
         asking = prompts.asking(lvlm, question, with_image)
         scores = score(lvlm, prefix, cache, asking, question.options)
-        greedy = None
+        greedy = ""
         if number < one.greedy:
             greedy = generate(lvlm, prefix, cache, asking)
         best = max(range(len(scores)), key=scores.__getitem__)
@@ -193,6 +194,6 @@ def answer(lvlm: LVLM, image: Image.Image | str | None, question: str, context: 
 
 def greedy_agreement(rows: pd.DataFrame) -> tuple[float, int]:
     """Share of greedy answers that begin with the option scored best, and their number."""
-    asked = rows[rows["greedy"].notna()]
+    asked = rows[rows["greedy"] != ""]
     same = [g.lower().startswith(p.lower()) for g, p in zip(asked["greedy"], asked["predicted"])]
     return (sum(same) / len(same) if same else float("nan")), len(same)

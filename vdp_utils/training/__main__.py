@@ -35,7 +35,8 @@ def main() -> None:
     add_lora(model)
     train_projector(shared, minutes["projector"], shared_log, lvlm)
     train_answers(own, "oracle", minutes["oracle"], log, lvlm, {"decoder": 1e-3}, oracle=True)
-    load_stage(shared, "projector", {"tower": tower, "projector": model.model.multi_modal_projector})
+    load_stage(shared, "projector", {"tower": tower,
+                                     "projector": model.model.multi_modal_projector})
     train_answers(own, "joint", minutes["joint"], log, lvlm,
                   {"decoder": 6e-4, "projector": 3e-4, "tower": 1e-4})
     folder = MODELS / options.size

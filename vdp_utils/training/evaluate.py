@@ -1,0 +1,82 @@
+"""`python -m vdp_utils.training.evaluate --size S`: what the embedded LVLM can see.
+
+Writes `data/models/<size>/held_out.csv`: one line a skill, over scenes that training never drew,
+with intervals over images. Resumable; rows are kept in `build/results/held_out`.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from vdp_utils import prompts, scenes, stats
+from vdp_utils.lvlm import LVLM, MODELS, SIZES, load_lvlm
+from vdp_utils.measure import condition, generate, measure
+from vdp_utils.store import ResultStore
+
+IMAGES = 200  # a skill; at most 6 presence or 3 other questions each
+MAX_NAMES = 40  # tokens of a naming answer
+
+
+def naming_f1(lvlm: LVLM, samples: list[prompts.Sample]) -> stats.Estimate:
+    """F1 of the nouns in the greedy answer against those in the scene, mean over images."""
+    scores = []
+    for sample in tqdm(samples, desc="naming"):
+        prefix = prompts.shared_prefix(lvlm, sample, "same", 0)
+        text = generate(lvlm, prefix, None, prompts.asking(lvlm, sample.questions[0]), MAX_NAMES)
+        found, true = {word.strip() for word in text.split(",")} - {""}, set(sample.scene.counts)
+        scores.append(2 * len(found & true) / (len(found) + len(true)))
+    return stats.Estimate(*stats.bca(np.mean, scores), len(scores), len(scores))
+
+
+def held_out(lvlm: LVLM, images: int, store: ResultStore) -> pd.DataFrame:
+    """One line a skill: skill, setting, measure, value, low, high, n_images, n_rows."""
+    lines = []
+
+    def presence(setting, split="evaluation", kind="same", length=0, image="own", **options):
+        samples = prompts.presence_samples(split, images, **options)
+        rows = measure(lvlm, samples, [condition(lvlm, kind, length, image)], store,
+                       "presence_" + setting.replace(" ", "_").replace(",", ""))
+        lines.append(dict(skill="presence", setting=setting, measure="balanced accuracy",
+                          **vars(stats.balanced_accuracy(rows))))
+
+    presence("image")
+    presence("image blanked", image="blank")
+    presence("image swapped", image="swapped")
+    presence("scene in words, 512 tokens", kind="text_only", length=512)
+    presence("image, 512 tokens about this image", length=512)
+    presence("image, 512 tokens about others", kind="other", length=512)
+    presence("held-out templates", held_out=True)
+    presence("held-out backgrounds", split="evaluation_backgrounds")
+    presence("held-out nouns", split="evaluation_nouns")
+    for kind, image in (("position", "own"), ("position", "blank"), ("relation", "own"),
+                        ("counting", "own")):
+        samples = prompts.question_samples("evaluation", images, kind)
+        rows = measure(lvlm, samples, [condition(lvlm, "same", 0, image)], store, kind)
+        lines.append(dict(skill=kind, setting="image" if image == "own" else "image blanked",
+                          measure="accuracy", **vars(stats.mean_estimate(rows, "correct"))))
+    names = prompts.question_samples("evaluation", max(2, int(2.5 * images)), "naming")
+    lines.append(dict(skill="naming", setting="image", measure="F1",
+                      **vars(naming_f1(lvlm, names))))
+    return pd.DataFrame(lines).round(4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.training.evaluate",
+                                     description=__doc__)
+    parser.add_argument("--size", default="S", type=str.lower, choices=SIZES)
+    parser.add_argument("--images", default=IMAGES, type=int)
+    parser.add_argument("--results", default="build/results/held_out", type=Path)
+    options = parser.parse_args()
+    lvlm = load_lvlm(f"embedded-{options.size}")
+    table = held_out(lvlm, options.images, ResultStore(options.results))
+    table.to_csv(MODELS / options.size / "held_out.csv", index=False)
+    print(table.to_string(index=False))
+    print(f"scenes of {scenes.SIZE} px; nouns {len(scenes.NOUNS)}, held out "
+          f"{len(scenes.HELD_OUT_NOUNS)}")
+
+
+if __name__ == "__main__":
+    main()
