@@ -56,12 +56,11 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
 
     `recompute` measures all of them again.
 
-    Columns: image_id, question_id, kind, context_kind, context_length, image, the token counts
-    image_tokens / context_tokens / question_tokens, options and their log_likelihoods, answer,
-    predicted, correct, margin (log-likelihood of the answer minus that of the best other
-    option), greedy (text, "" where not asked), target_share (share of the image that the asked noun
-    fills),
-    seconds (wall time of the sample under the condition, divided among its questions).
+    Columns: image_id, question_id, kind, nouns, context_kind, context_length, image; the token
+    counts image_tokens, context_tokens, question_tokens; options and their log_likelihoods
+    (nats), answer, predicted, correct; margin (log-likelihood of the answer minus that of the
+    best other option), greedy (text, "" where not asked), target_share (share of the image that
+    the asked noun fills) and seconds (the sample's wall time, divided among its questions).
     """
     conditions = list(conditions)
     for one in conditions:
