@@ -13,7 +13,7 @@ from vdp_utils import dialogues, scenes
 from vdp_utils.lvlm import LVLM, base_gguf, file_hash
 from vdp_utils.training.loop import DEVICE, Run, trainable
 from vdp_utils.training.packing import MAX_CONTEXT, Packed, PackedDialogues
-from vdp_utils.training.tower import LabelledScenes, object_accuracy
+from vdp_utils.training.tower import GRID, LabelledScenes, object_accuracy
 
 RANK = 64
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -29,12 +29,24 @@ def add_lora(model) -> None:
     model.model.vision_tower.post_layernorm.requires_grad_(False)  # not on the way
 
 
-def noun_embeddings(lvlm: LVLM) -> torch.Tensor:
-    """Decoder input embeddings of the training nouns and, last, of '.' for background."""
-    ids = [lvlm.tokenizer(" " + n, add_special_tokens=False).input_ids for n in scenes.NOUNS]
-    ids.append(lvlm.tokenizer(".", add_special_tokens=False).input_ids)
+def word_embeddings(lvlm: LVLM, words) -> torch.Tensor:
+    """Decoder input embeddings of words, (words, hidden)."""
     table = lvlm.model.get_input_embeddings().weight.detach()
+    ids = [lvlm.tokenizer(word, add_special_tokens=False).input_ids for word in words]
     return torch.stack([table[torch.tensor(i)].mean(0) for i in ids])
+
+
+def noun_embeddings(lvlm: LVLM) -> torch.Tensor:
+    """Embeddings of the training nouns and, last, of '.' for background: (classes, hidden)."""
+    return word_embeddings(lvlm, [*(" " + noun for noun in scenes.NOUNS), "."])
+
+
+def place_embeddings(lvlm: LVLM) -> torch.Tensor:
+    """What the words for its place add to each patch, (patches, hidden): half of 'top' ..."""
+    top, bottom, left, right = word_embeddings(lvlm, [" top", " bottom", " left", " right"])
+    rows = torch.where(torch.arange(GRID)[:, None, None] < GRID / 2, top, bottom)
+    columns = torch.where(torch.arange(GRID)[None, :, None] < GRID / 2, left, right)
+    return 0.5 * (rows + columns).flatten(0, 1).to(DEVICE)
 
 
 def image_features(model, pixels: torch.Tensor) -> torch.Tensor:
@@ -45,8 +57,8 @@ def image_features(model, pixels: torch.Tensor) -> torch.Tensor:
 
 
 def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM, batch: int = 64) -> None:
-    """A patch's projected feature learns to point at the embedding of its noun; no decoder pass."""
-    model, targets = lvlm.model, noun_embeddings(lvlm)
+    """A patch's feature learns to be its noun's and its place's embedding; no decoder pass."""
+    model, targets, places = lvlm.model, noun_embeddings(lvlm), place_embeddings(lvlm)
     run = Run(folder, "projector", minutes,
               {"tower": model.model.vision_tower, "projector": model.model.multi_modal_projector},
               {"tower": 2e-4, "projector": 1e-3}, log)
@@ -54,7 +66,7 @@ def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM, batch: 
 
     def similarity(pixels):
         with torch.autocast(DEVICE, torch.bfloat16):
-            features = image_features(model, pixels).float()
+            features = image_features(model, pixels).float() - places
         return features, F.normalize(features, dim=-1) @ F.normalize(targets, dim=-1).T
 
     @torch.no_grad()
@@ -86,7 +98,7 @@ def answers(lvlm: LVLM, packed: Packed, features: torch.Tensor | None):
 
 
 @torch.no_grad()
-def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], table=None) -> dict[str, float]:
+def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], oracle=None) -> dict[str, float]:
     """Accuracy by setting and question kind: an answer is right when all its tokens are."""
     values = {}
     for setting, several in batches.items():
@@ -95,7 +107,7 @@ def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], table=None) -> dict[s
             features = None
             if packed.pixels is not None:
                 pixels = torch.zeros_like(packed.pixels) if setting == "blank" else packed.pixels
-                features = (table[packed.labels.to(DEVICE)] if table is not None
+                features = (oracle(packed.labels) if oracle
                             else image_features(lvlm.model, pixels))
             with torch.autocast(DEVICE, torch.bfloat16):
                 logits, truth = answers(lvlm, packed, features)
@@ -116,26 +128,29 @@ def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], table=None) -> dict[s
 
 def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM, rates: dict,
                   oracle: bool = False, batch: int = 8) -> None:
-    """Questions on images, or with `oracle` on the true noun embeddings in the patches' place."""
+    """Questions on images, or with `oracle` on true noun and place embeddings as patches."""
     model = lvlm.model
     modules = {"decoder": model.model.language_model}
     if not oracle:
         modules |= {"projector": model.model.multi_modal_projector,
                     "tower": model.model.vision_tower}
     run = Run(folder, name, minutes, modules, rates, log)
-    table = noun_embeddings(lvlm) if oracle else None
+    nouns, places = noun_embeddings(lvlm), place_embeddings(lvlm)
+    truth_features = (lambda labels: nouns[labels.to(DEVICE)] + places) if oracle else None
     held_out = {"image": dict(image=True, context=0), "words": dict(image=False, context=0)}
     if not oracle:
         held_out |= {"context": dict(image=True, context=512), "blank": dict(image=True, context=0)}
     validation = {key: [PackedDialogues(lvlm, "validation", batch=8, **fixed).make(n)
                         for n in range(4)] for key, fixed in held_out.items()}
-    data = PackedDialogues(lvlm, "train", run.step + (0 if oracle else 10**6), batch)
+    # The skill appears suddenly, and sooner where nothing stands between image and question.
+    plain = dict(image=True, context=0) if oracle else {}
+    data = PackedDialogues(lvlm, "train", run.step + (0 if oracle else 10**6), batch, **plain)
     batches = DataLoader(data, batch_size=None, num_workers=1)
-    for packed in run.steps(batches, lambda: evaluate(lvlm, validation, table), warmup=20):
+    for packed in run.steps(batches, lambda: evaluate(lvlm, validation, truth_features), warmup=20):
         with torch.autocast(DEVICE, torch.bfloat16):
             features = None
             if packed.pixels is not None:
-                features = (table[packed.labels.to(DEVICE)] if oracle
+                features = (truth_features(packed.labels) if oracle
                             else image_features(model, packed.pixels))
             logits, truth = answers(lvlm, packed, features)
         weights = packed.weights[packed.weights > 0].to(DEVICE)

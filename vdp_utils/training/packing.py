@@ -12,9 +12,9 @@ from vdp_utils.training.tower import GRID, labelled
 
 QUESTIONS = {"presence": 10, "position": 4, "relation": 3, "counting": 3, "naming": 1}
 DESCRIPTION_RATE = 0.1  # share of images with a description among the questions
-TEXT_ONLY_RATE, CONTEXT_RATE = 0.2, 0.5  # shares of batches
+TEXT_ONLY_RATE, CONTEXT_RATE = 0.15, 0.4  # shares of batches
+WEIGHTS = {"naming": 3.0, "position": 2.0}  # a question's weight in the loss, 1 where not listed
 MAX_CONTEXT = 512  # longest training context, tokens
-WEIGHTS = {"naming": 3.0}  # a question's weight in the loss, 1 where not listed
 
 
 @dataclass
