@@ -1,0 +1,394 @@
+import copy
+import re
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vdp_utils import dialogues, prompts, scenes
+from vdp_utils.dialogues import CONTEXT_KINDS, Question
+from vdp_utils.errors import VDPError
+from vdp_utils.prompts import Sample
+from vdp_utils.tokens import Kind
+
+LENGTHS = [0, 1, *(2**n for n in range(6, 14))]  # 64 to 8192
+HEADLESS = [kind for kind in CONTEXT_KINDS if kind != "text_only"]
+repeatable = settings(derandomize=True, deadline=None, max_examples=40)
+
+
+@pytest.fixture(scope="module")
+def tokenizers(base_tokenizer, make_tokenizer):
+    """Name -> tokenizer: the embedded LVLM's own, a small byte-level one, one token a word."""
+    return {"base": base_tokenizer, "bytes": make_tokenizer(), "words": make_tokenizer(words=True)}
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return prompts.presence_samples("evaluation", 60)
+
+
+def presence_sample(index, split="evaluation"):
+    return prompts._presence_sample(scenes.compose(split, index), 3, False)
+
+
+def head_length(tokenizer, sample, seed=0):
+    """Tokens of the scene in words, as the refusal of a context too short for it states them."""
+    with pytest.raises(VDPError, match="is shorter than the scene in words") as refusal:
+        prompts.context(tokenizer, "text_only", sample, 0, seed)
+    return int(re.search(r"\((\d+) tokens\)", str(refusal.value))[1])
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("name", ["base", "bytes", "words"])
+def test_context_has_exactly_the_length_asked_for(tokenizers, samples, name, length):
+    for kind in HEADLESS:
+        ids = prompts.context(tokenizers[name], kind, samples[0], length)
+        assert ids.shape == (length,) and ids.dtype == np.int64
+    if length > head_length(tokenizers[name], samples[0]):
+        ids = prompts.context(tokenizers[name], "text_only", samples[0], length)
+        assert ids.shape == (length,) and ids.dtype == np.int64
+
+
+@repeatable
+@given(st.data())
+def test_longer_contexts_end_with_the_shorter_ones(tokenizers, data):
+    tokenizer = tokenizers[data.draw(st.sampled_from(sorted(tokenizers)))]
+    kind = data.draw(st.sampled_from(CONTEXT_KINDS))
+    sample = presence_sample(data.draw(st.integers(0, 10**6)))
+    seed = data.draw(st.integers(0, 3))
+    lengths = st.one_of(st.integers(0, 2100), st.sampled_from(LENGTHS))
+    short, long = sorted(data.draw(st.tuples(lengths, lengths)))
+    head = 0
+    if kind == "text_only":  # the scene in words stays in front, the rest grows behind it
+        head = head_length(tokenizer, sample, seed)
+        short, long = short + head, long + head
+    shorter = prompts.context(tokenizer, kind, sample, short, seed)
+    longer = prompts.context(tokenizer, kind, sample, long, seed)
+    assert (len(shorter), len(longer)) == (short, long)
+    assert shorter[:head].tolist() == longer[:head].tolist()
+    assert longer[long - (short - head):].tolist() == shorter[head:].tolist()
+
+
+@pytest.mark.parametrize("kind", CONTEXT_KINDS)
+def test_contexts_differ_between_seeds_and_samples_only(tiny, samples, kind):
+    one, again, other_seed, other_sample = (
+        prompts.context(tiny.tokenizer, kind, sample, 400, seed).tolist()
+        for sample, seed in ((samples[0], 0), (samples[0], 0), (samples[0], 1), (samples[1], 0)))
+    assert one == again
+    assert other_seed != one != other_sample
+
+
+@pytest.mark.parametrize("kind, distinct, most", [
+    ("same", 80, 0.10), ("other", 350, 0.05), ("mentions", 350, 0.05), ("text_only", 350, 0.05)])
+def test_long_contexts_are_varied(base_tokenizer, samples, kind, distinct, most):
+    """Distinct lines in 8192 tokens, and the share of the line said most often."""
+    for sample in samples[:4]:
+        ids = prompts.context(base_tokenizer, kind, sample, 8192)
+        lines = base_tokenizer.decode(ids).splitlines()[1:]  # the first is cut
+        said = Counter(lines)
+        assert len(said) >= distinct
+        assert said.most_common(1)[0][1] / len(lines) <= most, said.most_common(3)
+
+
+@pytest.mark.parametrize("kind", ["same", "other"])
+def test_8192_tokens_never_state_the_answer(base_tokenizer, samples, kind):
+    for sample in [s for s in samples if "book" not in s.asked][:4]:  # a fixed reply names it
+        text = base_tokenizer.decode(prompts.context(base_tokenizer, kind, sample, 8192))
+        words = set(re.findall("[a-z]+", text.lower()))
+        assert words.isdisjoint({*sample.asked, *map(dialogues.plural, sample.asked)})
+
+
+@pytest.mark.parametrize("image", ["own", "blank", "swapped"])
+def test_prefix_is_template_image_context_and_kinds_say_which(tiny, samples, image):
+    prefix = prompts.shared_prefix(tiny, samples[0], "other", 257, image=image)
+    kinds = Counter(prefix.kinds.tolist())
+    assert (kinds[Kind.IMAGE], kinds[Kind.CONTEXT], kinds[Kind.QUESTION]) == (100, 257, 0)
+    assert kinds[Kind.TEMPLATE] == len(prefix) - 357 > 0
+    np.testing.assert_array_equal(prefix.kinds == Kind.IMAGE,
+                                  prefix.input_ids == tiny.image_token_id)
+    context = prompts.context(tiny.tokenizer, "other", samples[0], 257)
+    assert (prefix.kinds[-257:] == Kind.CONTEXT).all()
+    assert prefix.input_ids[-257:].tolist() == context.tolist()
+    assert prefix.images["pixel_values"].shape == (1, 3, scenes.SIZE, scenes.SIZE)
+
+
+def test_whole_prompt_reads_as_the_chat_template_says(tiny, samples):
+    sample = samples[0]
+    question = sample.questions[0]
+    prefix = prompts.shared_prefix(tiny, sample, "other", 300)
+    asking = prompts.asking(tiny, question)
+    whole = prompts.join(prefix, asking)
+    said = tiny.tokenizer.decode(prompts.context(tiny.tokenizer, "other", sample, 300))
+    assert tiny.tokenizer.decode(whole.input_ids) == (
+        "<|im_start|>user\n" + 100 * "<image>" + "\n" + said + "About the image: " + question.text
+        + "<|im_end|>\n<|im_start|>assistant\n")
+    by_kind = {kind: tiny.tokenizer.decode(whole.input_ids[whole.kinds == kind]) for kind in Kind}
+    assert by_kind[Kind.TEMPLATE] == (
+        "<|im_start|>user\n\n<|im_end|>\n<|im_start|>assistant\n")
+    assert by_kind[Kind.QUESTION] == "About the image: " + question.text
+    assert by_kind[Kind.CONTEXT] == said
+    assert len(whole) == len(prefix) + len(asking) == len(whole.kinds)
+    assert "pixel_values" in whole.images
+
+
+@pytest.mark.parametrize("kind", CONTEXT_KINDS)
+def test_every_token_of_every_prompt_has_the_right_kind(tiny, samples, kind):
+    for sample in samples[:5]:
+        for length in (220, 1024):
+            prefix = prompts.shared_prefix(tiny, sample, kind, length)
+            for question in sample.questions:
+                whole = prompts.join(prefix, prompts.asking(tiny, question, kind != "text_only"))
+                found = np.bincount(whole.kinds, minlength=4)
+                images = 0 if kind == "text_only" else 100
+                words = tiny.tokenizer("About the image: " + question.text).input_ids
+                assert found[Kind.IMAGE] == (whole.input_ids == tiny.image_token_id).sum()
+                assert (found[Kind.IMAGE], found[Kind.CONTEXT]) == (images, length)
+                assert found[Kind.QUESTION] == len(words)
+                context = np.flatnonzero(whole.kinds == Kind.CONTEXT)
+                start = len(prefix) - length
+                assert context.tolist() == list(range(start, start + length))
+
+
+def test_text_only_has_no_image_and_opens_with_the_scene_in_words(tiny, samples):
+    for sample in samples[:10]:
+        prefix = prompts.shared_prefix(tiny, sample, "text_only", 300)
+        assert tiny.image_token_id not in prefix.input_ids and prefix.images == {}
+        said = tiny.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.CONTEXT])
+        told = re.match(r"User: .+\nAssistant: The image shows the following\. (.+)\n", said)
+        for noun, count in sample.scene.counts.items():
+            form = noun if count == 1 else dialogues.plural(noun)
+            assert re.search(rf"\b{form}\b", told[1])
+        with pytest.raises(VDPError, match=f"length 5 of {sample.image_id} is shorter than the "
+                                           r"scene in words \(\d+ tokens\): ask for more"):
+            prompts.shared_prefix(tiny, sample, "text_only", 5)
+        head = head_length(tiny.tokenizer, sample)
+        assert len(prompts.context(tiny.tokenizer, "text_only", sample, head)) == head
+
+
+def test_embedded_prompts_leave_room_for_every_question(base_tokenizer):
+    """The room kept free holds the longest question and answer under the embedded tokenizer."""
+    longest = sorted(scenes.GLYPHS, key=lambda n: len(base_tokenizer(n).input_ids))[-1]
+    for known, held_out in dialogues.TEMPLATES.values():
+        for template in known + held_out:
+            text = dialogues.QUESTION_LEAD + template.format(
+                a=dialogues.a(longest), n=longest, m=longest, ns=dialogues.plural(longest))
+            text += "<|im_end|>\n<|im_start|>assistant\nbottom right"
+            assert len(base_tokenizer(text).input_ids) + 8 <= prompts.QUESTION_ROOM
+
+
+@pytest.mark.parametrize("split", ["evaluation", "evaluation_nouns", "evaluation_backgrounds"])
+def test_presence_samples_are_balanced_and_ask_no_noun_twice(split):
+    for sample in prompts.presence_samples(split, 60):
+        answers = Counter(q.answer for q in sample.questions)
+        nouns = [q.nouns[0] for q in sample.questions]
+        assert answers["Yes"] == answers["No"] <= 3
+        assert len(nouns) == len(set(nouns)) == len(sample.questions) == len(sample.asked)
+        for question in sample.questions:
+            present = question.nouns[0] in {i.noun for i in sample.scene.items}
+            assert question.answer == ("Yes" if present else "No")
+            assert sample.asked[question.nouns[0]] == present
+            assert (question.nouns[0] in scenes.HELD_OUT_NOUNS) == (split == "evaluation_nouns")
+
+
+def test_presence_samples_number_order_and_templates(samples):
+    assert [s.image_id for s in samples] == [f"evaluation-{n:06d}" for n in range(60)]
+    assert samples == prompts.presence_samples("evaluation", 60)
+    first = Counter(s.questions[0].answer for s in samples)
+    assert 15 < first["Yes"] < 45  # no answer comes first
+    assert max(len(s.questions) for s in samples) == 6
+    assert max(len(s.questions) for s in prompts.presence_samples("evaluation", 20, pairs=1)) == 2
+    asked = {re.sub(r"\ban? [a-z]+\b", "{a}", q.text, count=1)
+             for s in prompts.presence_samples("evaluation", 20, held_out=True)
+             for q in s.questions}
+    assert len(asked) == 2 and asked.isdisjoint(dialogues.TEMPLATES["presence"][0])
+
+
+@pytest.mark.xfail(strict=True, reason="scenes of this split may lack a held-out noun: see "
+                                       "test_every_scene_of_the_nouns_split_has_a_held_out_noun")
+def test_every_sample_has_questions():
+    lacking = [s.image_id for s in prompts.presence_samples("evaluation_nouns", 300)
+               if not s.questions]
+    assert not lacking
+
+
+@pytest.mark.parametrize("kind", ["position", "relation", "counting"])
+def test_question_samples_have_distinct_questions_of_the_kind(kind):
+    found = prompts.question_samples("evaluation", 20, kind, per_image=2)
+    assert len(found) == 20
+    for sample in found:
+        assert 1 <= len(sample.questions) <= 2
+        assert {q.kind for q in sample.questions} == {kind}
+        assert len({q.nouns for q in sample.questions}) == len(sample.questions)
+
+
+def test_images_own_blank_and_swapped(samples, monkeypatch):
+    shown = []
+    render = scenes.render
+    monkeypatch.setattr(scenes, "render", lambda scene: shown.append(scene) or render(scene))
+    for sample in samples:
+        own, blank, swapped = map(sample.image, ("own", "blank", "swapped"))
+        assert shown[-2] == sample.scene and shown[-1] != sample.scene
+        assert set(sample.asked).isdisjoint(item.noun for item in shown[-1].items)
+        assert own.size == blank.size == swapped.size == (scenes.SIZE, scenes.SIZE)
+        assert own.mode == blank.mode == swapped.mode == "RGB"
+        assert {low == high for low, high in blank.getextrema()} == {True}
+        np.testing.assert_array_equal(np.asarray(own), render(sample.scene))
+        assert np.any(np.asarray(own) != np.asarray(swapped))
+
+
+def test_swapped_is_another_scene_even_where_nothing_present_is_asked():
+    scene = scenes.compose("context", 5)
+    absent = next(n for n in scenes.NOUNS if n not in scene.counts)
+    sample = Sample(scene, (dialogues.presence(scene, absent, np.random.default_rng(0)),))
+    assert np.any(np.asarray(sample.image("swapped")) != np.asarray(sample.image("own")))
+
+
+@pytest.mark.parametrize("length", [-1, -8192])
+def test_negative_length(tiny, samples, length):
+    with pytest.raises(VDPError, match=f"context length {length}: give 0 or more"):
+        prompts.context(tiny.tokenizer, "same", samples[0], length)
+    with pytest.raises(VDPError, match=f"context length {length} does not fit 'tiny'"):
+        prompts.check_length(tiny, length)
+
+
+def test_context_longer_than_the_positions(tiny, samples):
+    room = 9_000 - len(prompts.opening(tiny, samples[0].image())) - prompts.QUESTION_ROOM
+    prompts.check_length(tiny, 0)
+    prompts.check_length(tiny, room)
+    says = f"context length {room + 1} does not fit 'tiny': its 9000 positions leave 0 to {room} "
+    for call in (lambda: prompts.check_length(tiny, room + 1),
+                 lambda: prompts.shared_prefix(tiny, samples[0], "same", room + 1)):
+        with pytest.raises(VDPError, match=says):
+            call()
+
+
+@pytest.mark.parametrize("length", [64, pytest.param(0, marks=pytest.mark.xfail(
+    strict=True, reason="the kind is first looked at when the first block is drawn"))])
+def test_unknown_context_kind(tiny, samples, length):
+    with pytest.raises(VDPError, match="unknown context kind 'poem'.*mentions"):
+        prompts.context(tiny.tokenizer, "poem", samples[0], length)
+
+
+@pytest.mark.xfail(strict=True, reason="any name but blank and swapped gives the own image")
+def test_unknown_image(samples):
+    with pytest.raises(VDPError, match="unknown image 'mirrored'"):
+        samples[0].image("mirrored")
+
+
+@pytest.mark.xfail(strict=True, reason="seeds that differ by trailing zeros are one seed: at seed "
+                                       "0 a context repeats a stream that the scene already used")
+@pytest.mark.parametrize("kind", CONTEXT_KINDS)
+def test_contexts_draw_from_a_stream_of_their_own(tiny, samples, monkeypatch, kind):
+    keys = []
+    blocks = dialogues.context_blocks
+    monkeypatch.setattr(dialogues, "context_blocks",
+                        lambda *given: keys.append(given[-1]) or blocks(*given))
+    scene = samples[3].scene
+    prompts.context(tiny.tokenizer, kind, samples[3], 400)
+    used = [scene.seed, *((*scene.seed, n) for n in (1, 2, 3))]  # compose, render, questions
+    states = [np.random.default_rng(key).random() for key in (*keys, *used)]
+    assert len(set(states)) == len(states) == 5
+
+
+def test_open_image_takes_paths_and_images(tmp_path):
+    grey = Image.new("L", (5, 4), 7)
+    grey.save(tmp_path / "grey.png")
+    for given_image in (grey, tmp_path / "grey.png", str(tmp_path / "grey.png")):
+        opened = prompts.open_image(given_image)
+        assert opened.mode == "RGB" and opened.size == (5, 4)
+        assert opened.getpixel((0, 0)) == (7, 7, 7)
+
+
+def test_missing_and_corrupt_images_are_named(tmp_path):
+    with pytest.raises(VDPError, match="gone.png does not exist: check the path"):
+        prompts.open_image(tmp_path / "gone.png")
+    path = tmp_path / "corrupt.png"
+    path.write_text("no image at all")
+    with pytest.raises(VDPError, match="corrupt.png cannot be read.*replace the file"):
+        prompts.open_image(path)
+    with pytest.raises(VDPError, match="cannot be read"):
+        prompts.open_image(tmp_path)
+
+
+@pytest.fixture
+def truncated(tmp_path):
+    path = tmp_path / "truncated.png"
+    Image.fromarray(scenes.render(scenes.compose("train", 0))).save(path)
+    path.write_bytes(path.read_bytes()[:4000])
+    return path
+
+
+def test_truncated_image_is_refused(truncated):
+    with pytest.raises(VDPError, match="cannot be read.*replace the file"):
+        prompts.open_image(truncated)
+
+
+@pytest.mark.xfail(strict=True, reason="the message shows the opened image object, not the path")
+def test_truncated_image_is_named(truncated):
+    with pytest.raises(VDPError, match="truncated.png cannot be read"):
+        prompts.open_image(truncated)
+
+
+def with_template(tiny, template):
+    processor = copy.copy(tiny.processor)
+    processor.chat_template = template
+    return replace(tiny, name="other", processor=processor)
+
+
+def test_template_that_drops_the_text(tiny, samples):
+    deaf = with_template(tiny, "{% for message in messages %}{{ message['role'] }}{% endfor %}")
+    with pytest.raises(VDPError, match="chat template drops the user's text: give a processor"):
+        prompts.shared_prefix(deaf, samples[0], "same", 64)
+
+
+def test_processor_that_makes_no_image_tokens(tiny, samples):
+    class Blind:
+        tokenizer = tiny.tokenizer
+        apply_chat_template = tiny.processor.apply_chat_template
+
+        def __call__(self, text, images, **options):
+            return tiny.tokenizer(text.replace("<image>", ""), return_tensors="pt")
+
+    with pytest.raises(VDPError, match="model 'other' puts no image tokens into its prompt"):
+        prompts.shared_prefix(replace(tiny, name="other", processor=Blind()), samples[0],
+                              "same", 64)
+
+
+@pytest.mark.xfail(strict=True, reason="processors that count placeholders raise their own error")
+def test_template_that_drops_the_image(tiny, samples):
+    blind = with_template(tiny, tiny.processor.chat_template.replace("'<image>\n'", "''"))
+    with pytest.raises(VDPError, match="model 'other' puts no image tokens into its prompt"):
+        prompts.shared_prefix(blind, samples[0], "same", 64)
+
+
+def test_options_follow_the_template_and_stops_are_known(tiny):
+    for option in (*dialogues.POSITIONS, *dialogues.NUMBERS, "Yes", "No"):
+        assert tiny.tokenizer.decode(prompts.option_ids(tiny, option)) == option
+    tight = with_template(tiny, tiny.processor.chat_template.replace("assistant\n", "assistant:"))
+    assert tight.tokenizer.decode(prompts.option_ids(tight, "Yes")) == " Yes"
+    assert prompts.stop_ids(tiny) == {tiny.tokenizer.eos_token_id}
+
+
+def test_words_and_free_questions(tiny):
+    assert len(prompts.words(tiny, "")) == 0
+    said = prompts.words(tiny, "User: Is it day?\n")
+    assert tiny.tokenizer.decode(said.input_ids) == "User: Is it day?\n"
+    assert set(said.kinds) == {Kind.CONTEXT}
+    alone = prompts.join(prompts.opening(tiny, None), prompts.words(tiny, ""),
+                         prompts.asking(tiny, Question("free", "Why?", "", (), ()), False))
+    assert tiny.tokenizer.decode(alone.input_ids) == (
+        "<|im_start|>user\nAbout the image: Why?<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_tensors_run_through_the_model(tiny, samples):
+    whole = prompts.join(prompts.shared_prefix(tiny, samples[0], "same", 40),
+                         prompts.asking(tiny, samples[0].questions[0]))
+    inputs = prompts.tensors(whole, tiny.device)
+    assert inputs["input_ids"].shape == (1, len(whole))
+    with torch.no_grad():
+        assert tiny.model(**inputs).logits.shape == (1, len(whole), len(tiny.tokenizer))
