@@ -109,7 +109,7 @@ def gallery(samples: list[Sample], columns: int = 4) -> Figure:
 def training_curves(log: pd.DataFrame) -> Figure:
     """Held-out metrics against training minutes, one panel a stage."""
     labels = {"tower": "1 tower", "projector": "2a projector", "oracle": "2b decoder on true nouns",
-              "joint": "2c all on images"}
+              "joint": "2c all on images", "further": "2c continued"}
     shown = {"object_patch_accuracy": "object patches", "image_presence": "presence, image",
              "words_presence": "presence, words", "image_position": "position, image",
              "blank_presence": "presence, blank image", "image_naming": "naming, image"}

@@ -6,7 +6,8 @@ from pathlib import Path
 import torch
 
 from vdp_utils.lvlm import LVLM, MODELS, SIZES, build_embedded
-from vdp_utils.training.dialogue import add_lora, export, train_answers, train_projector
+from vdp_utils.training.dialogue import (add_lora, export, load_export, train_answers,
+                                         train_projector)
 from vdp_utils.training.loop import DEVICE, load_stage
 from vdp_utils.training.tower import train_tower
 
@@ -21,28 +22,36 @@ def main() -> None:
     parser.add_argument("--state", default="build/training", type=Path,
                         help="folder for what is needed to resume; tower and projector are "
                         "shared by all sizes")
+    parser.add_argument("--go-on", action="store_true",
+                        help="skip to the last stage, from the stored weights of this size")
     options = parser.parse_args()
     torch.manual_seed(0)
     shared, own = options.state, options.state / options.size
     minutes = {stage: share * options.minutes for stage, share in SHARES.items()}
-    log, shared_log = own / "log.csv", shared / "log.csv"
+    stage = "further" if options.go_on else "joint"
+    log, shared_log = own / f"{stage}.csv", shared / "log.csv"
     layers = SIZES[options.size]
     model, processor = build_embedded(layers)
     lvlm = LVLM(f"embedded-{options.size}", "in training", model.to(DEVICE), processor)
     tower = model.model.vision_tower
     tower.set_attn_implementation("eager")  # faster than SDPA for 101 tokens on a CPU
-    train_tower(shared, minutes["tower"], shared_log, tower)
-    add_lora(model)
-    train_projector(shared, minutes["projector"], shared_log, lvlm)
-    train_answers(own, "oracle", minutes["oracle"], log, lvlm, {"decoder": 1e-3}, oracle=True)
-    load_stage(shared, "projector", {"tower": tower,
-                                     "projector": model.model.multi_modal_projector})
-    train_answers(own, "joint", minutes["joint"], log, lvlm,
-                  {"decoder": 6e-4, "projector": 3e-4, "tower": 1e-4})
     folder = MODELS / options.size
+    if options.go_on:
+        add_lora(model)
+        load_export(lvlm, folder)
+    else:
+        train_tower(shared, minutes["tower"], shared_log, tower)
+        add_lora(model)
+        train_projector(shared, minutes["projector"], shared_log, lvlm)
+        train_answers(own, "oracle", minutes["oracle"], log, lvlm, {"decoder": 1e-3}, oracle=True)
+        load_stage(shared, "projector", {"tower": tower,
+                                         "projector": model.model.multi_modal_projector})
+    train_answers(own, stage, minutes["joint"], log, lvlm,
+                  {"decoder": 3e-4, "projector": 2e-4, "tower": 5e-5})
     export(lvlm, layers, folder, minutes=options.minutes)
+    before = folder / "training_log.csv" if options.go_on else shared_log
     (folder / "training_log.csv").write_text(
-        shared_log.read_text() + "".join(log.read_text().splitlines(keepends=True)[1:]))
+        before.read_text() + "".join(log.read_text().splitlines(keepends=True)[1:]))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
@@ -146,7 +146,7 @@ def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM
     plain = dict(image=True, context=0) if oracle else {}
     data = PackedDialogues(lvlm, "train", run.step + (0 if oracle else 10**6), batch, **plain)
     batches = DataLoader(data, batch_size=None, num_workers=1)
-    for packed in run.steps(batches, lambda: evaluate(lvlm, validation, truth_features), warmup=20):
+    for packed in run.steps(batches, lambda: evaluate(lvlm, validation, truth_features), warmup=40):
         with torch.autocast(DEVICE, torch.bfloat16):
             features = None
             if packed.pixels is not None:
@@ -158,12 +158,23 @@ def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM
         run.learn(loss, batch)
 
 
+def _stored_name(name: str) -> str:
+    return name.replace(".lora_A.default.weight", ".lora_A").replace(
+        ".lora_B.default.weight", ".lora_B")
+
+
+@torch.no_grad()
+def load_export(lvlm: LVLM, folder: Path) -> None:
+    """Put stored weights into a model that has its LoRA, to train them further."""
+    stored = load_file(folder / "weights.safetensors")
+    for name, value in trainable(lvlm.model).items():
+        value.copy_(stored[_stored_name(name)])
+
+
 def export(lvlm: LVLM, layers: int, folder: Path, **facts) -> None:
     """Write tower, projector and LoRA as float16 safetensors with a manifest of hashes."""
-    state = {}
-    for name, value in trainable(lvlm.model).items():
-        name = name.replace(".lora_A.default.weight", ".lora_A")
-        state[name.replace(".lora_B.default.weight", ".lora_B")] = value.detach().half().cpu()
+    state = {_stored_name(name): value.detach().half().cpu()
+             for name, value in trainable(lvlm.model).items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "weights.safetensors")
     manifest = dict(layers=layers, lora_rank=RANK, lora_scale=1.0, max_context=MAX_CONTEXT,

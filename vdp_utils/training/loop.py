@@ -35,7 +35,8 @@ class Run:
         self.parameters = [p for m in modules.values() for p in trainable(m).values()]
         self.losses: list[float] = []
         groups = [{"params": list(trainable(m).values())} for m in modules.values()]
-        self.optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=decay, betas=(0.9, 0.98),
+                                           fused=True)
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / f"{name}.pt").exists():
             state = load_stage(folder, name, modules)
