@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 
 from vdp_utils import dialogues, prompts, scenes
 from vdp_utils.dialogues import CONTEXT_KINDS, Question
@@ -364,6 +365,23 @@ def test_template_that_drops_the_image(tiny, samples):
     blind = with_template(tiny, tiny.processor.chat_template.replace("'<image>\n'", "''"))
     with pytest.raises(VDPError, match="model 'other' puts no image tokens into its prompt"):
         prompts.shared_prefix(blind, samples[0], "same", 64)
+
+
+@pytest.mark.parametrize("template, before", [
+    (None, "<|im_start|>user\n"), ("{{ '<image>' }}{{ messages[0]['content'][-1]['text'] }}", "")])
+def test_prompt_opens_with_the_first_token_once(tiny, samples, make_tokenizer, template, before):
+    """A tokenizer that opens texts with a token of its own does so where the template does not."""
+    tokenizer = make_tokenizer()
+    first = tokenizer.bos_token
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A", special_tokens=[(first, tokenizer.bos_token_id)])
+    lvlm = with_template(tiny, template or tiny.processor.chat_template)
+    lvlm.processor.tokenizer = tokenizer
+    whole = prompts.join(prompts.shared_prefix(lvlm, samples[0], "other", 70),
+                         prompts.asking(lvlm, samples[0].questions[0]))
+    said = tokenizer.decode(whole.input_ids)
+    assert said.startswith((before or first) + "<image>")
+    assert said.count(first) == (2 if template is None else 1)  # the chat's answer opens with it
 
 
 def test_options_follow_the_template_and_stops_are_known(tiny):
