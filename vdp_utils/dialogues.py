@@ -46,6 +46,7 @@ TEMPLATES = {
                      "Give a short description.", "Tell me about the image."],
                     ["Summarise what the image shows."]),
 }
+ROLES = {"user": "user", "human": "user", "gpt": "gpt", "assistant": "gpt"}
 QUESTION_KINDS = ("presence", "position", "relation", "counting", "naming", "description")
 QUESTION_LEAD = "About the image: "
 
@@ -67,7 +68,7 @@ CHAT = [  # about the scene as a whole: names no object
       "Bold outlines and plain colours."]),
     (["Who might like this?", "Who could use such a picture?"],
      ["Children would enjoy it.", "A teacher could use it in class.", "Anyone learning new words.",
-      "It would suit a picture book."]),
+      "It would suit a calendar."]),
     (["What could I do with it?", "Any idea how to use this?"],
      ["You could make up a story about it.", "You could print it as a card.",
       "Use it for a guessing game.", "It could go on a poster."]),
@@ -269,8 +270,8 @@ def _turn(scene: Scene, rng, avoid) -> tuple[str, str]:
                 f"For example {' and '.join(a(n) for n in some)}.")
     if kind == "description" and seen:
         return (_pick(rng, ["Describe some of it.", "Tell me a little about the picture."]),
-                " ".join(describe(scene, rng, avoid).split(". ")[:2][i].rstrip(".") + "."
-                         for i in range(min(2, len(seen)))))
+                " ".join(sentence.rstrip(".") + "."
+                         for sentence in describe(scene, rng, avoid).split(". ")[:2]))
     if kind == "theme":
         return (_pick(rng, ["What place does it remind you of?", "What is it about?"]),
                 f"It makes me think of {PLACE_NAMES[scene.theme]}.")
@@ -315,7 +316,7 @@ def _checked(record, where: str) -> dict:
     except (KeyError, TypeError) as error:
         raise VDPError(f"{where} is malformed ({error!r}): each needs image_id and conversations "
                        "of turns with 'from' and 'value'") from error
-    roles = ["gpt" if role in ("gpt", "assistant") else "user" for role, _ in pairs]
+    roles = [ROLES.get(role) for role, _ in pairs]
     if not pairs or roles != ["user", "gpt"] * (len(roles) // 2) or not all(
             isinstance(value, str) and value.strip() for _, value in pairs):
         raise VDPError(f"{where} is malformed: turns must alternate user, gpt and hold text")
@@ -333,6 +334,12 @@ def as_text(record: dict, lead: str = "") -> str:
     return "".join(lines)
 
 
+def check_context_kind(kind: str) -> None:
+    """VDPError for a context kind that there is not."""
+    if kind not in CONTEXT_KINDS:
+        raise VDPError(f"unknown context kind {kind!r}: choose one of {', '.join(CONTEXT_KINDS)}")
+
+
 def context_blocks(kind: str, scene: Scene, asked: dict[str, bool], seed):
     """Endless pieces of context text, nearest to the question first.
 
@@ -342,8 +349,7 @@ def context_blocks(kind: str, scene: Scene, asked: dict[str, bool], seed):
     pictures. `text_only` is `other` too: the scene's own description is its head, see
     `context_head`. Longer contexts extend shorter ones at the far end.
     """
-    if kind not in CONTEXT_KINDS:
-        raise VDPError(f"unknown context kind {kind!r}: choose one of {CONTEXT_KINDS}")
+    check_context_kind(kind)
     rng = np.random.default_rng(seed)
     lure = [noun for noun, present in asked.items() if not present]
     while True:

@@ -17,7 +17,6 @@ from vdp_utils.store import ResultStore
 from vdp_utils.tokens import Kind
 
 CODE_VERSION = 1  # raise it when a change here, or in prompts or dialogues, changes a row
-IMAGES = ("own", "blank", "swapped")
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,8 @@ class Condition:
 def condition(lvlm: LVLM, context_kind: str, context_length: int, image: str = "own",
               seed: int = 0, greedy: int = 0) -> Condition:
     """A condition under a model. Raises VDPError for one that the model cannot be put under."""
-    if context_kind not in dialogues.CONTEXT_KINDS:
-        raise VDPError(f"unknown context kind {context_kind!r}: choose one of "
-                       f"{', '.join(dialogues.CONTEXT_KINDS)}")
-    if image not in IMAGES:
-        raise VDPError(f"unknown image {image!r}: choose one of {', '.join(IMAGES)}")
+    dialogues.check_context_kind(context_kind)
+    prompts.check_image(image)
     prompts.check_length(lvlm, context_length)
     attention = lvlm.model.config.get_text_config()._attn_implementation
     return Condition(lvlm.name, lvlm.revision, str(lvlm.dtype).removeprefix("torch."),

@@ -14,8 +14,15 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
 from vdp_utils.tokens import Kind
 
+IMAGES = ("own", "blank", "swapped")
 QUESTION_ROOM = 64  # tokens kept free for a question and its answer
 SLOT = "\ue000"  # private-use character: marks where the user's words go in the chat template
+
+
+def check_image(which: str) -> None:
+    """VDPError for an image that a sample does not have."""
+    if which not in IMAGES:
+        raise VDPError(f"unknown image {which!r}: choose one of {', '.join(IMAGES)}")
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Sample:
 
     def image(self, which: str = "own") -> Image.Image:
         """The scene rendered, a mid-grey image, or another scene with none of the asked nouns."""
+        check_image(which)
         if which == "blank":
             return Image.new("RGB", (scenes.SIZE, scenes.SIZE), (128, 128, 128))
         scene, index = self.scene, self.scene.seed[1]
@@ -132,13 +140,17 @@ def opening(lvlm: LVLM, image: Image.Image | None) -> Prompt:
     if image is None:
         ids = lvlm.tokenizer(before, add_special_tokens=special).input_ids
         return _part(ids, Kind.TEMPLATE)
-    inputs = lvlm.processor(text=before, images=image, return_tensors="pt",
-                            add_special_tokens=special)
+    no_tokens = VDPError(f"model {lvlm.name!r} puts no image tokens into its prompt: give a model "
+                         "whose processor expands the image into tokens")
+    try:
+        inputs = lvlm.processor(text=before, images=image, return_tensors="pt",
+                                add_special_tokens=special)
+    except ValueError as error:  # images without a placeholder in the text
+        raise no_tokens from error
     ids = inputs.pop("input_ids")[0].numpy()
     inputs.pop("attention_mask", None)
     if not (ids == lvlm.image_token_id).any():
-        raise VDPError(f"model {lvlm.name!r} puts no image tokens into its prompt: give a model "
-                       "whose processor expands the image into tokens")
+        raise no_tokens
     kinds = np.where(ids == lvlm.image_token_id, Kind.IMAGE, Kind.TEMPLATE).astype(np.int8)
     return Prompt(ids, kinds, dict(inputs))
 
@@ -147,8 +159,9 @@ def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0) ->
     """Exactly `length` context token ids, int64; longer contexts end with the shorter ones."""
     if length < 0:
         raise VDPError(f"context length {length}: give 0 or more tokens")
-    key = (*sample.scene.seed, dialogues.CONTEXT_KINDS.index(kind)
-           if kind in dialogues.CONTEXT_KINDS else 0, seed)
+    dialogues.check_context_kind(kind)
+    # The last number is never 0: numpy takes seeds that differ by trailing zeros as the same.
+    key = (*sample.scene.seed, seed, 11 + dialogues.CONTEXT_KINDS.index(kind))
     blocks = dialogues.context_blocks(kind, sample.scene, sample.asked, key)
     head_text = dialogues.context_head(kind, sample.scene, key)
     head = tokenizer(head_text, add_special_tokens=False).input_ids if head_text else []
@@ -199,8 +212,8 @@ def stop_ids(lvlm: LVLM) -> set[int]:
 def open_image(image: Image.Image | str | Path) -> Image.Image:
     """An RGB image from a path or a PIL image. VDPError if it is missing or cannot be read."""
     try:
-        image = image if isinstance(image, Image.Image) else Image.open(image)
-        return image.convert("RGB")
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        return opened.convert("RGB")
     except FileNotFoundError as error:
         raise VDPError(f"image {image} does not exist: check the path") from error
     except (OSError, SyntaxError) as error:

@@ -158,7 +158,7 @@ def _sizes(rng, nouns) -> list[tuple[int, int]]:
     """Box (width, height) in pixels for each noun, sides spread evenly, whole within the image."""
     side = rng.uniform(np.sqrt(MIN_SHARE), np.sqrt(MAX_SHARE), len(nouns))
     share = side**2
-    share = np.clip(share * min(1.0, 0.55 / share.sum()), MIN_SHARE * 1.1, MAX_SHARE)
+    share = np.clip(share * min(1.0, 0.55 / share.sum()), MIN_SHARE * 1.1, MAX_SHARE * 0.98)
     sizes = []
     for noun, area in zip(nouns, share):
         width, height = glyph(noun).size
@@ -204,7 +204,10 @@ def compose(split: str, index: int) -> Scene:
         copies = int(rng.integers(2, 5)) if rng.random() < REPEAT_RATE else 1
         nouns += [noun] * min(copies, wanted - len(nouns))
     texture = textures[rng.integers(len(textures))]
-    return Scene(f"{split}-{index:06d}", theme, texture, (stream, index), _place(rng, nouns))
+    items = _place(rng, nouns)
+    while new_nouns and first not in {item.noun for item in items}:
+        items = _place(rng, nouns)
+    return Scene(f"{split}-{index:06d}", theme, texture, (stream, index), items)
 
 
 def _background(texture: str, rng) -> np.ndarray:
