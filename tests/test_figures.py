@@ -227,6 +227,15 @@ def test_a_drop_in_the_middle_alone_is_no_decline():
     assert decline_verdict(rows_with({k: dip for k in findings.KINDS})).verdict == "not reproduced"
 
 
+def test_a_drop_between_the_ends_of_a_rising_line_is_no_decline():
+    """The trend is over all lengths, which log2 spaces 0, 8, 10 and 12."""
+    rise = {0: 0.55, 256: 1.0, 1024: 1.0, 4096: 0.4}
+    rows = rows_with({kind: rise for kind in findings.KINDS}, images=150)
+    tests = decline_tests(rows)
+    assert (tests["low"] > 0).all() and (tests["p_holm"] < 0.05).all()
+    assert decline_verdict(rows).verdict == "not reproduced"
+
+
 def test_the_verdict_is_stored_as_it_is_shown(falling, tmp_path):
     verdict = decline_verdict(falling)
     findings.save_verdict(verdict, tmp_path)

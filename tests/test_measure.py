@@ -151,6 +151,9 @@ def test_a_score_is_the_sum_of_the_option_s_token_log_probabilities(lvlm, positi
             logits = lvlm.model(**inputs).logits[0, -len(ids) - 1:-1]
         assert score == pytest.approx(logits.log_softmax(-1).gather(1, ids[:, None]).sum().item(),
                                       abs=1e-4)
+    right = dialogues.POSITIONS.index(sample.questions[0].answer)
+    others = [score for n, score in enumerate(row["log_likelihoods"]) if n != right]
+    assert row["margin"] == row["log_likelihoods"][right] - max(others)
 
 
 def test_the_order_of_the_options_does_not_matter(lvlm, positions):
