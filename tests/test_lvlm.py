@@ -270,8 +270,22 @@ def test_what_it_can_see_was_measured_on_enough_questions():
         for setting in ("image blanked", "image swapped"):  # else it does not look
             assert presence.loc["image", "low"] > presence.loc[setting, "high"], size
             assert 0.4 < presence.loc[setting, "value"] < 0.6, size
-        position = found.loc["position"]
-        assert position.loc["image", "low"] > position.loc["image blanked", "high"], size
+
+
+TARGETS = {"presence": 0.90, "position": 0.85, "naming": 0.80}
+
+
+@pytest.mark.parametrize("skill", [pytest.param(skill, marks=pytest.mark.xfail(
+    strict=True, reason="these weights have not reached it: see the model card"))
+    for skill in TARGETS])
+def test_s_reaches_what_it_was_meant_to_see(skill):
+    table = pd.read_csv(MODELS / "s" / "held_out.csv").set_index(["skill", "setting"])
+    assert table.loc[(skill, "image"), "value"] >= TARGETS[skill]
+
+
+def test_s_reads_a_scene_told_in_words():
+    table = pd.read_csv(MODELS / "s" / "held_out.csv").set_index(["skill", "setting"])
+    assert table.loc[("presence", "scene in words, 512 tokens"), "value"] >= 0.90
 
 
 def test_the_embedded_model_loads_in_seconds(embedded, capsys):

@@ -427,9 +427,9 @@ def stand_in(base, monkeypatch, tmp_path):
 
 
 def test_what_is_exported_loads_as_the_model_in_memory(learner, base, stand_in):
-    export(learner, 2, stand_in / "s", minutes=1.5)
+    export(learner, 2, stand_in / "s")
     manifest = json.loads((stand_in / "s" / "manifest.json").read_text())
-    assert manifest["minutes"] == 1.5 and manifest["max_context"] == packing.MAX_CONTEXT
+    assert manifest["max_context"] == packing.MAX_CONTEXT
     loaded = load_lvlm("embedded-s", DEVICE)
     assert loaded.trained_context == packing.MAX_CONTEXT
     (sample,) = prompts.presence_samples("evaluation", 1)

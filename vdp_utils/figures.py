@@ -42,7 +42,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> Figure:
 def _length_axis(axes, lengths, trained: int | None) -> None:
     """Context lengths, doubling from left to right, and the longest one seen in training."""
     axes.set_xscale("symlog", base=2, linthresh=64, linscale=0.6)
-    axes.set_xticks(lengths, [str(n) if n < 1000 else f"{n // 1024}k" for n in lengths])
+    axes.set_xticks(lengths, [str(n) if n % 1024 or not n else f"{n // 1024}k" for n in lengths])
     axes.minorticks_off()
     axes.set_xlabel("context length (tokens)")
     if trained:
@@ -85,6 +85,20 @@ def decline(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
     return figure
 
 
+def _label_box(item: scenes.Item, taken: list) -> tuple[float, float, float, float]:
+    """Room for an item's noun above, below or inside its box, clear of what is `taken`."""
+    x0, y0, x1, y1 = item.box
+    width, height = 4.2 * len(item.noun) + 2, 8  # pixels, at 5 points
+    left = min(x0, scenes.SIZE - width)
+    places = [(left, top, left + width, top + height) for top in (y0 - 9, y1 + 1, y0 + 1)]
+    for place in places:
+        if place[1] >= 0 and place[3] <= scenes.SIZE and not any(
+                place[0] < box[2] and box[0] < place[2] and place[1] < box[3]
+                and box[1] < place[3] for box in taken if box != item.box):
+            return place
+    return places[-1]
+
+
 def gallery(samples: list[Sample], columns: int = 4) -> Figure:
     """Scenes with the boxes and nouns of their objects."""
     lines = -(-len(samples) // columns)
@@ -94,41 +108,42 @@ def gallery(samples: list[Sample], columns: int = 4) -> Figure:
         axes.axis("off")
     for axes, sample in zip(panels.flat, samples):
         axes.imshow(sample.image(), extent=(0, scenes.SIZE, scenes.SIZE, 0))
+        boxes = [item.box for item in sample.scene.items]
         for item in sample.scene.items:
             x0, y0, x1, y1 = item.box
             axes.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=0.7,
                                          edgecolor="black"))
-            above = y0 > 12
-            axes.text(x0, y0 - 1 if above else y1 + 1, item.noun, fontsize=5,
-                      va="bottom" if above else "top",
-                      bbox=dict(facecolor="white", edgecolor="none", pad=0.4, alpha=0.8))
+            label = _label_box(item, boxes)
+            boxes.append(label)
+            axes.text(label[0] + 1, (label[1] + label[3]) / 2, item.noun, fontsize=5, va="center",
+                      bbox=dict(facecolor="white", edgecolor="none", pad=0.3, alpha=0.8))
         axes.set_title(f"{sample.scene.theme}, {sample.scene.texture}", fontsize=7)
     return figure
 
 
 def training_curves(log: pd.DataFrame) -> Figure:
-    """Held-out metrics against training minutes, one panel a stage."""
+    """Held-out metrics against the images trained on, one panel a stage."""
     labels = {"tower": "1 tower", "projector": "2a projector", "oracle": "2b decoder on true nouns",
               "joint": "2c all on images", "further": "2c continued"}
     shown = {"object_patch_accuracy": "object patches", "image_presence": "presence, image",
              "words_presence": "presence, words", "image_position": "position, image",
              "blank_presence": "presence, blank image", "image_naming": "naming, image"}
     stages = [s for s in labels if s in set(log["stage"])]
-    figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.4), sharey=True,
+    figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.7), sharey=True,
                                   layout="constrained", squeeze=False)
     palette = dict(zip(shown, sns.color_palette("colorblind", len(shown))))
     markers = dict(zip(shown, "osD^vP"))
     for axes, stage in zip(panels[0], stages):
         part = log[(log["stage"] == stage) & log["metric"].isin(shown)]
         for metric, curve in part.groupby("metric"):
-            axes.plot(curve["minutes"], curve["value"], label=shown[metric], markersize=2.5,
+            axes.plot(curve["samples"] / 1000, curve["value"], label=shown[metric], markersize=2.5,
                       color=palette[metric], marker=markers[metric])
         axes.set_title(labels[stage])
-        axes.set_xlabel("minutes of the stage")
+        axes.set_xlabel("thousand images")
         axes.set_ylim(0, 1.02)
     panels[0][0].set_ylabel("held-out accuracy")
     found = {}
     for axes in panels[0]:
         found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=len(found))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3)
     return figure

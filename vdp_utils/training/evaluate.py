@@ -11,12 +11,12 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from vdp_utils import prompts, scenes, stats
+from vdp_utils import prompts, stats
 from vdp_utils.lvlm import LVLM, MODELS, SIZES, load_lvlm
 from vdp_utils.measure import condition, generate, measure
 from vdp_utils.store import ResultStore
 
-IMAGES = 200  # a skill; at most 6 presence or 3 other questions each
+QUESTIONS = 500  # a skill
 MAX_NAMES = 40  # tokens of a naming answer
 
 
@@ -31,12 +31,18 @@ def naming_f1(lvlm: LVLM, samples: list[prompts.Sample]) -> stats.Estimate:
     return stats.Estimate(*stats.bca(np.mean, scores), len(scores), len(scores))
 
 
-def held_out(lvlm: LVLM, images: int, store: ResultStore) -> pd.DataFrame:
+def enough(samples: list[prompts.Sample], questions: int) -> list[prompts.Sample]:
+    """The first samples that together have `questions` questions."""
+    totals = np.cumsum([len(sample.questions) for sample in samples])
+    return samples[:int(np.searchsorted(totals, questions)) + 1]
+
+
+def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
     """One line a skill: skill, setting, measure, value, low, high, n_images, n_rows."""
     lines = []
 
     def presence(setting, split="evaluation", kind="same", length=0, image="own", **options):
-        samples = prompts.presence_samples(split, images, **options)
+        samples = enough(prompts.presence_samples(split, questions, **options), questions)
         rows = measure(lvlm, samples, [condition(lvlm, kind, length, image)], store,
                        "presence_" + setting.replace(" ", "_").replace(",", ""))
         lines.append(dict(skill="presence", setting=setting, measure="balanced accuracy",
@@ -53,29 +59,36 @@ def held_out(lvlm: LVLM, images: int, store: ResultStore) -> pd.DataFrame:
     presence("held-out nouns", split="evaluation_nouns")
     for kind, image in (("position", "own"), ("position", "blank"), ("relation", "own"),
                         ("counting", "own")):
-        samples = prompts.question_samples("evaluation", images, kind)
+        samples = enough(prompts.question_samples("evaluation", questions, kind), questions)
         rows = measure(lvlm, samples, [condition(lvlm, "same", 0, image)], store, kind)
         lines.append(dict(skill=kind, setting="image" if image == "own" else "image blanked",
                           measure="accuracy", **vars(stats.mean_estimate(rows, "correct"))))
-    names = prompts.question_samples("evaluation", max(2, int(2.5 * images)), "naming")
+    names = prompts.question_samples("evaluation", questions, "naming")
     lines.append(dict(skill="naming", setting="image", measure="F1",
                       **vars(naming_f1(lvlm, names))))
     return pd.DataFrame(lines).round(4)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The table as the model card shows it."""
+    lines = ["| skill | setting | measure | value [95 %] | images | questions |", "|---" * 6 + "|"]
+    for line in table.itertuples():
+        lines.append(f"| {line.skill} | {line.setting} | {line.measure} | {line.value:.3f} "
+                     f"[{line.low:.3f}, {line.high:.3f}] | {line.n_images} | {line.n_rows} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vdp_utils.training.evaluate",
                                      description=__doc__)
     parser.add_argument("--size", default="S", type=str.lower, choices=SIZES)
-    parser.add_argument("--images", default=IMAGES, type=int)
+    parser.add_argument("--questions", default=QUESTIONS, type=int, help="a skill, at least")
     parser.add_argument("--results", default="build/results/held_out", type=Path)
     options = parser.parse_args()
     lvlm = load_lvlm(f"embedded-{options.size}")
-    table = held_out(lvlm, options.images, ResultStore(options.results))
+    table = held_out(lvlm, options.questions, ResultStore(options.results))
     table.to_csv(MODELS / options.size / "held_out.csv", index=False)
-    print(table.to_string(index=False))
-    print(f"scenes of {scenes.SIZE} px; nouns {len(scenes.NOUNS)}, held out "
-          f"{len(scenes.HELD_OUT_NOUNS)}")
+    print(markdown(table))
 
 
 if __name__ == "__main__":
