@@ -142,14 +142,14 @@ def test_the_gallery_shows_boxes_and_nouns():
 
 def test_training_curves_show_each_stage_that_was_logged():
     log = pd.DataFrame(
-        [(stage, minute, metric, 0.1 * minute) for minute in (1.0, 2.0)
+        [(stage, 1000 * step, metric, 0.1 * step) for step in (1.0, 2.0)
          for stage, metric in (("tower", "object_patch_accuracy"), ("joint", "image_presence"),
                                ("joint", "blank_presence"), ("joint", "loss"))],
-        columns=["stage", "minutes", "metric", "value"])
+        columns=["stage", "samples", "metric", "value"])
     figure = figures.training_curves(log)
     assert [axes.get_title() for axes in figure.axes] == ["1 tower", "2c all on images"]
     assert [len(axes.lines) for axes in figure.axes] == [1, 2]  # the loss is on another scale
-    assert all("minutes" in axes.get_xlabel() for axes in figure.axes)
+    assert all("thousand images" in axes.get_xlabel() for axes in figure.axes)
     assert figure.axes[0].get_ylabel() == "held-out accuracy"
     (legend,) = figure.legends
     labels = {text.get_text() for text in legend.get_texts()}
