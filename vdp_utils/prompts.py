@@ -120,7 +120,7 @@ def join(*parts: Prompt) -> Prompt:
 
 
 @lru_cache(maxsize=None)
-def _frame(processor, with_image: bool) -> tuple[str, str]:
+def frame(processor, with_image: bool) -> tuple[str, str]:
     """The chat template before and after the user's words."""
     content = [{"type": "image"}] * with_image + [{"type": "text", "text": SLOT}]
     text = processor.apply_chat_template([{"role": "user", "content": content}],
@@ -134,7 +134,7 @@ def _frame(processor, with_image: bool) -> tuple[str, str]:
 
 def opening(lvlm: LVLM, image: Image.Image | None) -> Prompt:
     """Template and image tokens up to where the user's words begin."""
-    before, _ = _frame(lvlm.processor, image is not None)
+    before, _ = frame(lvlm.processor, image is not None)
     bos = lvlm.tokenizer.bos_token
     special = not (bos and before.startswith(bos))
     if image is None:
@@ -186,7 +186,7 @@ def asking(lvlm: LVLM, question: Question, with_image: bool = True) -> Prompt:
 
 @lru_cache(maxsize=8)
 def _closing(lvlm: LVLM, with_image: bool) -> Prompt:
-    _, after = _frame(lvlm.processor, with_image)
+    _, after = frame(lvlm.processor, with_image)
     return _part(lvlm.tokenizer(after, add_special_tokens=False).input_ids, Kind.TEMPLATE)
 
 
@@ -198,7 +198,7 @@ def words(lvlm: LVLM, text: str) -> Prompt:
 
 def option_ids(lvlm: LVLM, option: str) -> list[int]:
     """Token ids of an answer option as it follows the chat template."""
-    _, after = _frame(lvlm.processor, True)
+    _, after = frame(lvlm.processor, True)
     lead = "" if after[-1:].isspace() or not after else " "
     return lvlm.tokenizer(lead + option, add_special_tokens=False).input_ids
 

@@ -113,6 +113,6 @@ class PackedDialogues(IterableDataset):
             for q, x in zip(asked, answers)]
 
     def opening(self, image: bool) -> np.ndarray:
-        before, _ = prompts._frame(self.lvlm.processor, image)
+        before, _ = prompts.frame(self.lvlm.processor, image)
         before = before.replace("<image>", "<image>" * GRID**2)
         return np.array(self.lvlm.tokenizer(before, add_special_tokens=False).input_ids)
