@@ -20,7 +20,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.run_notebook import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+PATHS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
+               if not path.name.endswith(".partial.ipynb"))  # what a stopped run leaves
 MEASURING = [path for path in PATHS if "RESULTS" in path.read_text()]
 PLACES = re.compile(r"/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\|\.venv|site-packages")
 
@@ -120,7 +121,8 @@ def study(folder):
     """A copy of the study in which nothing that is committed can be written to."""
     for name in ("vdp_utils", "notebooks", "data/results"):
         shutil.copytree(ROOT / name, folder / name,
-                        ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+                        ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints",
+                                                      "*.partial.ipynb"))
     (folder / "data/models").symlink_to(ROOT / "data/models", target_is_directory=True)
     return folder
 

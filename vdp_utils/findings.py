@@ -65,7 +65,7 @@ def decline_verdict(rows: pd.DataFrame) -> Verdict:
 def table(summary: pd.DataFrame, measure: str) -> pd.DataFrame:
     """A summary's measure as text with intervals: one line a length, one column a kind."""
     part = summary[summary["measure"] == measure]
-    texts = [f"{line.value:.3f} [{line.low:.3f}, {line.high:.3f}]" for line in part.itertuples()]
+    texts = [str(Estimate(*line)) for line in part[list(Estimate.__match_args__)].to_numpy()]
     return part.assign(text=texts).pivot(index="context_length", columns="context_kind",
                                          values="text")
 

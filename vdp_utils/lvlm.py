@@ -23,8 +23,9 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
 
 from vdp_utils import scenes
 from vdp_utils.errors import VDPError
+from vdp_utils.paths import ROOT
 
-MODELS = Path(__file__).resolve().parents[1] / "data" / "models"
+MODELS = ROOT / "data" / "models"
 SIZES = {"s": 6, "m": 12, "l": 30}  # decoder layers kept from the bottom of the base model
 PATCH = 16  # pixels; (SIZE / PATCH)**2 = 100 visual tokens
 CHAT_TEMPLATE = (

@@ -73,8 +73,9 @@ def markdown(table: pd.DataFrame) -> str:
     """The table as the model card shows it."""
     lines = ["| skill | setting | measure | value [95 %] | images | questions |", "|---" * 6 + "|"]
     for line in table.itertuples():
-        lines.append(f"| {line.skill} | {line.setting} | {line.measure} | {line.value:.3f} "
-                     f"[{line.low:.3f}, {line.high:.3f}] | {line.n_images} | {line.n_rows} |")
+        estimate = stats.Estimate(line.value, line.low, line.high, line.n_images, line.n_rows)
+        lines.append(f"| {line.skill} | {line.setting} | {line.measure} | {estimate} "
+                     f"| {line.n_images} | {line.n_rows} |")
     return "\n".join(lines)
 
 
