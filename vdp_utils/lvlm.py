@@ -24,6 +24,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
 from vdp_utils import scenes
 from vdp_utils.errors import VDPError
 from vdp_utils.paths import ROOT
+from vdp_utils.tokens import image_token_id
 
 MODELS = ROOT / "data" / "models"
 SIZES = {"s": 6, "m": 12, "l": 30}  # decoder layers kept from the bottom of the base model
@@ -67,11 +68,6 @@ class LVLM:
     @property
     def max_positions(self) -> int:
         return self.model.config.get_text_config().max_position_embeddings
-
-
-def image_token_id(config) -> int | None:
-    """The id of the image placeholder, or None for a model without image tokens."""
-    return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
 
 def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LVLM:

@@ -12,11 +12,10 @@ from vdp_utils import dialogues, scenes
 from vdp_utils.dialogues import Question
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
-from vdp_utils.tokens import Kind
+from vdp_utils.tokens import SLOT, Kind
 
 IMAGES = ("own", "blank", "swapped")
 QUESTION_ROOM = 64  # tokens kept free for a question and its answer
-SLOT = "\ue000"  # private-use character: marks where the user's words go in the chat template
 
 
 def check_image(which: str) -> None:

@@ -1,0 +1,789 @@
+"""Pruned runs against an unpruned model whose attention masks hide the dropped tokens."""
+
+import math
+
+import pytest
+import torch
+import transformers as t
+from architectures import BUILDERS, HEADS, IMAGE, KV_HEADS, LAYERS, WIDTH, build, prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_recording import (batched, cache_of, difference, eager_maps, left_as_it_was, run, two,
+                            unfit)
+
+from vdp_utils.errors import VDPError
+from vdp_utils.pruning import WAYS, ContextPruner, Kept
+from vdp_utils.recording import LayerRecord, decoder_of, record
+from vdp_utils.tokens import Kind
+
+STEPS, LAYER = 10, 1
+
+
+DECIDES = dict(inflight=LAYER, rerun=-1, kv=LAYERS)  # the last layer in which the prompt sees all
+
+
+
+class hidden:
+    """Context manager: dropped tokens are masked out, for the prompt in the layers after `layer`
+    and for all later tokens in every layer. Needs a model that runs without a cache."""
+
+    def __init__(self, model, dropped, length, layer):
+        self.layers = decoder_of(model).layers
+        self.dropped, self.length, self.layer = dropped, length, layer
+
+    def __enter__(self):
+        self.hooks = [layer.register_forward_pre_hook(self.hide(i), with_kwargs=True)
+                      for i, layer in enumerate(self.layers)]
+
+    def __exit__(self, *exception):
+        for hook in self.hooks:
+            hook.remove()
+
+    def hide(self, i):
+        def hook(module, args, kwargs):
+            count = (args[0] if args else kwargs["hidden_states"]).shape[1]
+            mask = kwargs.get("attention_mask")
+            if mask is None:
+                mask = torch.ones(1, 1, count, count, dtype=torch.bool).tril()
+            gone = torch.zeros(count, count, dtype=torch.bool)
+            gone[0 if i > self.layer else self.length:, self.dropped] = True
+            gone &= ~torch.eye(count, dtype=torch.bool)
+            return args, dict(kwargs, attention_mask=mask & ~gone)
+        return hook
+
+
+def extended(name, inputs, ids):
+    """The prompt with the tokens `ids` behind it."""
+    inputs, more = dict(inputs), ids.shape[1]
+    for key in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
+        if key in inputs:
+            of = int(key == "attention_mask" or key == "token_type_ids" and name == "paligemma")
+            inputs[key] = torch.cat([inputs[key], inputs[key].new_full((1, more), of)], 1)
+    return inputs | dict(input_ids=torch.cat([inputs["input_ids"], ids], 1))
+
+
+def split(model, inputs, kinds, rate=0.5):
+    """Positions to keep and to drop, from the eager maps."""
+    scores = eager_maps(model, inputs)[LAYER][0].sum(1).amax(0)
+    context = (kinds[0] == Kind.CONTEXT).nonzero()[:, 0]
+    wanted = math.ceil((1 - rate) * len(context))
+    best = context[scores[context].argsort(descending=True)[:wanted]].tolist()
+    kept = [i for i, kind in enumerate(kinds[0]) if kind != Kind.CONTEXT or i in best]
+    return kept, [i for i in range(kinds.shape[1]) if i not in kept]
+
+
+def steps(model, inputs, ids):
+    """Logits of each of the tokens `ids` (B, n), given one by one behind the prompt."""
+    output = run(model, inputs, use_cache=True)
+    cache, logits = cache_of(output), []
+    for i in range(ids.shape[1]):
+        logits.append(run(model, dict(input_ids=ids[:, i:i + 1]), past_key_values=cache).logits)
+    return output.logits, torch.cat(logits, 1), cache
+
+
+def generated(model, inputs, count=4, **kwargs):
+    torch.manual_seed(0)
+    result = model.generate(**inputs, **dict(
+        max_new_tokens=count, min_new_tokens=count, do_sample=False, output_logits=True,
+        return_dict_in_generate=True) | kwargs)
+    return result.sequences[:, -count:], torch.stack(result.logits, 1)
+
+
+def untouched(model):
+    decoder = decoder_of(model)
+    return left_as_it_was(model) and "forward" not in vars(decoder) and not any(
+        module._forward_hooks or module._forward_pre_hooks for module in decoder.modules())
+
+
+def halved(kinds, way="inflight", **kwargs):
+    return ContextPruner(**dict(rate=0.5, way=way, layer=LAYER, kinds=kinds) | kwargs)
+
+
+@pytest.fixture
+def llava():
+    model, images = build("llava")
+    return model, *prompt("llava", images)
+
+
+# ---- exact
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", BUILDERS)
+def test_pruned_logits_and_ten_generated_tokens_equal_the_masked_reference(name, way):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    length, plain = kinds.shape[1], run(model, inputs).logits
+    kept, dropped = split(model, inputs, kinds)
+    with halved(kinds, way)(model) as pruner:
+        output = run(model, inputs, use_cache=True)
+        assert pruner.kept.index[0].tolist() == kept and bool(pruner.kept.real.all())
+        ids, logits = generated(model, inputs, STEPS)
+    with hidden(model, dropped, length, DECIDES[way]):
+        full = run(model, extended(name, inputs, ids[:, :-1]), use_cache=False).logits
+    assert difference(logits, full[:, length - 1:]) <= 1e-5
+    rows = kept if way != "kv" else slice(None)
+    assert difference(output.logits, full[:, :length][:, rows]) <= 1e-5
+    for layer in cache_of(output).layers:
+        assert layer.keys.shape == layer.values.shape == (1, KV_HEADS, len(kept), WIDTH // HEADS)
+    size = sum(x.untyped_storage().nbytes() for layer in cache_of(output).layers
+               for x in (layer.keys, layer.values))
+    assert size == 2 * LAYERS * KV_HEADS * len(kept) * (WIDTH // HEADS) * 4
+    assert float((full[:, kept] - plain[:, kept]).abs().max()) > 1e-2 or way == "kv"
+    assert untouched(model) and torch.equal(run(model, inputs).logits, plain)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", [n for n in BUILDERS if n != "instructblip"])
+def test_tokens_given_one_by_one_equal_the_masked_reference(name, way):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    kept, dropped = split(model, inputs, kinds)
+    ids = torch.tensor([[7, 30, 12]])
+    with halved(kinds, way)(model):
+        _, logits, cache = steps(model, inputs, ids)
+    with hidden(model, dropped, kinds.shape[1], DECIDES[way]):
+        full = run(model, extended(name, inputs, ids), use_cache=False).logits
+    assert difference(logits, full[:, kinds.shape[1]:]) <= 1e-5
+    assert {layer.keys.shape[2] for layer in cache.layers} == {len(kept) + 3}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", BUILDERS)
+def test_rate_zero_is_bit_identical(name, way):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    plain = run(model, inputs).logits
+    with halved(kinds, way, rate=0)(model) as pruner:
+        assert torch.equal(run(model, inputs).logits, plain)
+    assert pruner.kept.index[0].tolist() == list(range(kinds.shape[1]))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
+def test_rate_zero_generates_what_the_model_generates(name, way):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    ids, logits = generated(model, inputs)
+    _, one_by_one, _ = steps(model, inputs, ids)
+    with halved(kinds, way, rate=0)(model):
+        pruned_ids, pruned = generated(model, inputs)
+        _, again, _ = steps(model, inputs, ids)
+    assert torch.equal(ids, pruned_ids) and torch.equal(logits, pruned)
+    assert torch.equal(one_by_one, again)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("kind", [Kind.QUESTION, Kind.TEMPLATE, Kind.IMAGE])
+def test_a_prompt_without_context_is_left_alone(llava, way, kind):
+    model, inputs, kinds = llava
+    kinds = torch.where(kinds == Kind.CONTEXT, int(kind), kinds)
+    plain = run(model, inputs).logits
+    with halved(kinds, way)(model):
+        assert torch.equal(run(model, inputs).logits, plain)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_behind_a_prompt_that_loses_nothing_the_model_goes_on(way):
+    model, images = build("qwen2_vl")
+    pruned, _ = prompt("qwen2_vl", images)
+    inputs, _ = prompt("qwen2_vl", images, context=1)
+    ids = torch.tensor([[7, 30, 12]])
+    _, expected, _ = steps(model, inputs, ids)
+    with ContextPruner(0.5, way=way, layer=LAYER, context=(7, -8))(model):
+        run(model, pruned, use_cache=True)
+        assert torch.equal(steps(model, inputs, ids)[1], expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_prompt_of_images_only_is_left_alone(way):
+    model, images = build("llava")
+    ids = torch.tensor([[IMAGE] * 4])
+    inputs = dict(images, input_ids=ids, attention_mask=torch.ones_like(ids))
+    plain = run(model, inputs).logits
+    with halved(torch.full_like(ids, int(Kind.IMAGE)), way, rate=0.9)(model):
+        assert torch.equal(run(model, inputs).logits, plain)
+
+
+@pytest.mark.parametrize("way, layer", [(way, layer) for way in WAYS for layer in range(LAYERS)])
+def test_any_layer_may_score(llava, way, layer):
+    model, inputs, kinds = llava
+    scores = eager_maps(model, inputs)[layer][0].sum(1).amax(0)
+    scores[kinds[0] != Kind.CONTEXT] = torch.inf
+    kept = scores.argsort(descending=True)[:kinds.shape[1] - 20].sort().values
+    dropped = [i for i in range(kinds.shape[1]) if i not in kept]
+    ids = torch.tensor([[7, 30, 12]])
+    with halved(kinds, way, layer=layer)(model) as pruner:
+        _, logits, _ = steps(model, inputs, ids)
+    assert torch.equal(pruner.kept.index[0], kept)
+    with hidden(model, dropped, kinds.shape[1], dict(DECIDES, inflight=layer)[way]):
+        full = run(model, extended("llava", inputs, ids), use_cache=False).logits
+    assert difference(logits, full[:, kinds.shape[1]:]) <= 1e-5
+
+
+def test_an_eighth_of_the_depth_scores_where_no_layer_is_given(llava):
+    model, inputs, kinds = llava
+    with ContextPruner(0.5, kinds=kinds)(model) as pruner:
+        assert pruner.at == LAYERS // 8
+
+
+@pytest.mark.parametrize("heads, query_set", [("max", "question"), ("mean", "all"),
+                                              ("mean", "question"), ("max", "last")])
+def test_heads_and_queries_are_reduced_as_asked(llava, heads, query_set):
+    model, inputs, kinds = llava
+    maps, length = eager_maps(model, inputs)[LAYER][0], kinds.shape[1]
+    rows = dict(all=torch.arange(length), last=torch.tensor([length - 1]),
+                question=(kinds[0] == Kind.QUESTION).nonzero()[:, 0])[query_set]
+    scores = maps[:, rows].sum(1)
+    scores = scores.amax(0) if heads == "max" else scores.mean(0)
+    scores[kinds[0] != Kind.CONTEXT] = torch.inf
+    with halved(kinds, heads=heads, query_set=query_set)(model) as pruner:
+        run(model, inputs)
+    assert torch.equal(pruner.kept.index[0],
+                       scores.argsort(descending=True)[:length - 20].sort().values)
+
+
+@pytest.mark.parametrize("way", ["inflight", "rerun"])
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "internvl", "mistral3"])
+def test_without_a_cache_gaps_in_the_positions_do_not_split_the_prompt(name, way, masked):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    if not masked:
+        del inputs["attention_mask"]
+    kept, dropped = split(model, inputs, kinds)
+    with halved(kinds, way)(model):
+        logits = run(model, inputs, use_cache=False).logits
+    with hidden(model, dropped, kinds.shape[1], DECIDES[way]):
+        full = run(model, inputs, use_cache=False).logits
+    assert difference(logits, full[:, kept]) <= 1e-5
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_compact_equals_the_shortened_prompt(llava, cached):
+    model, inputs, kinds = llava
+    kept, _ = split(model, inputs, kinds)
+    short = inputs | {key: inputs[key][:, kept] for key in ("input_ids", "attention_mask")}
+    plain = run(model, short, use_cache=cached).logits
+    with halved(kinds, "rerun", positions="compact")(model):
+        assert difference(run(model, inputs, use_cache=cached).logits, plain) <= 1e-5
+    if cached:
+        ids = torch.tensor([[7, 30, 12]])
+        _, expected, _ = steps(model, short, ids)
+        with halved(kinds, "rerun", positions="compact")(model):
+            _, logits, _ = steps(model, inputs, ids)
+        assert difference(logits, expected) <= 1e-5
+
+
+def test_compact_generates_what_the_shortened_prompt_generates(llava):
+    model, inputs, kinds = llava
+    kept, _ = split(model, inputs, kinds)
+    short = inputs | {key: inputs[key][:, kept] for key in ("input_ids", "attention_mask")}
+    ids, expected = generated(model, short)
+    with halved(kinds, "rerun", positions="compact")(model):
+        pruned_ids, logits = generated(model, inputs)
+    assert difference(logits, expected) <= 1e-5
+    assert torch.equal(ids, pruned_ids)
+
+
+# ---- batches
+
+
+def alone(name, prompts, way, ids=None, **kwargs):
+    """Each prompt on its own: pruned logits, kept positions, logits of `ids` behind it."""
+    model, _ = build(name)
+    for row, (inputs, kinds) in enumerate(prompts):
+        with halved(kinds, way, **kwargs)(model) as pruner:
+            logits, behind, _ = steps(model, inputs, ids[row:row + 1])
+        yield logits[0], pruner.kept.index[0], behind[0]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "qwen3_vl", "gemma3",
+                                  "paligemma"])
+def test_a_padded_batch_equals_each_prompt_alone(name, side, way):
+    model, images = build(name)
+    prompts = two(name, images)
+    inputs, kinds, places = batched(prompts, side)
+    ids = torch.tensor([[7, 30, 12], [40, 9, 21]])
+    with halved(kinds, way)(model) as pruner:
+        logits, behind, cache = steps(model, inputs, ids)
+    rows = zip(places, logits, behind, pruner.kept.index, pruner.kept.real,
+               alone(name, prompts, way, ids))
+    for place, row, next_row, index, real, (expected, kept, expected_behind) in rows:
+        assert torch.equal(index[real], place[kept])
+        assert difference(row[place if way == "kv" else real], expected) <= 1e-5
+        assert difference(next_row, expected_behind) <= 1e-5
+    assert {layer.keys.shape[2] for layer in cache.layers} == {len(pruner.kept.index[0]) + 3}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "paligemma", pytest.param(
+    "instructblip")])
+def test_generating_for_a_left_padded_batch_equals_each_prompt_alone(name, way):
+    model, images = build(name)
+    prompts = two(name, images)
+    inputs, kinds, _ = batched(prompts, "left")
+    with halved(kinds, way)(model):
+        ids, logits = generated(model, inputs)
+    for row, (one, row_kinds) in enumerate(prompts):
+        with halved(row_kinds, way)(model):
+            alone_ids, expected = generated(model, one)
+        assert difference(logits[row], expected[0]) <= 1e-5
+        assert torch.equal(ids[row], alone_ids[0])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_rows_of_a_batch_may_have_questions_of_unlike_length(side):
+    model, images = build("llava")
+    prompts = two("llava", images)
+    inputs, kinds, places = batched(prompts, side)
+    with halved(kinds, query_set="question")(model) as pruner:
+        run(model, inputs)
+    ids = torch.zeros(2, 1, dtype=torch.long)
+    for place, index, real, (_, kept, _) in zip(
+            places, pruner.kept.index, pruner.kept.real,
+            alone("llava", prompts, "inflight", ids, query_set="question")):
+        assert torch.equal(index[real], place[kept])
+
+
+@pytest.mark.parametrize("strategy, way", [("received", way) for way in WAYS] + [
+    ("perplexity", "inflight"), ("perplexity", "rerun"),
+    ("perplexity", "kv"), ("contrastive_perplexity", "inflight"),
+    ("contrastive_perplexity", "rerun"),
+    ("contrastive_perplexity", "kv")])
+def test_a_row_without_context_is_left_alone_in_a_batch(strategy, way):
+    model, images = build("llava")
+    prompts = [prompt("llava", images), prompt("llava", images, context=0, question=20)]
+    inputs, kinds, places = batched(prompts, "left")
+    plain = run(model, prompts[1][0]).logits[0]
+    with halved(kinds, way, strategy=strategy)(model) as pruner:
+        logits = run(model, inputs).logits
+    real = pruner.kept.real[1]
+    assert torch.equal(pruner.kept.index[1][real], places[1])
+    assert difference(logits[1][places[1] if way == "kv" else real], plain) <= 1e-5
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_one_row_of_kinds_serves_every_row(llava, way):
+    model, inputs, kinds = llava
+    with halved(kinds, way)(model) as pruner:
+        expected = run(model, inputs).logits
+        doubled = run(model, {key: torch.cat([x, x]) for key, x in inputs.items()}).logits
+    assert difference(doubled, torch.cat([expected, expected])) <= 1e-5
+    assert torch.equal(*pruner.kept.index)
+
+
+# ---- generating
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("how", [dict(num_beams=3), dict(do_sample=True),
+                                 dict(do_sample=True, num_return_sequences=2),
+                                 dict(do_sample=True, num_beams=2)])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_beams_and_samples_equal_those_of_the_masked_reference(name, how, way):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    _, dropped = split(model, inputs, kinds)
+    with halved(kinds, way)(model):
+        ids, _ = generated(model, inputs, **how)
+    with hidden(model, dropped, kinds.shape[1], DECIDES[way]):
+        expected, _ = generated(model, inputs, use_cache=False, **how)
+    assert torch.equal(ids, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_beams_over_a_batch_equal_beams_over_each_prompt(way):
+    model, images = build("llava")
+    prompts = two("llava", images)
+    inputs, kinds, _ = batched(prompts, "left")
+    with halved(kinds, way)(model):
+        ids, _ = generated(model, inputs, num_beams=2)
+    for row, (one, row_kinds) in enumerate(prompts):
+        with halved(row_kinds, way)(model):
+            assert torch.equal(generated(model, one, num_beams=2)[0][0], ids[row])
+
+
+def test_beams_over_a_batch_use_each_prompts_own_evidence():
+    model, images = build("llava")
+    inputs, kinds = prompt("llava", images)
+    inputs = {key: torch.cat([x, x]) for key, x in inputs.items()}
+    kinds, marked = torch.cat([kinds, kinds]), torch.zeros(2, kinds.shape[1], dtype=torch.bool)
+    marked[0, 7:17] = marked[1, 20:30] = True
+    with halved(kinds, strategy="oracle", evidence=marked)(model) as pruner:
+        generated(model, inputs, num_beams=2)
+    for row, index in enumerate(pruner.kept.index):
+        assert bool(torch.isin(marked[row // 2].nonzero()[:, 0], index).all())
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_pruner_serves_one_prompt_after_another(way):
+    model, images = build("llava")
+    prompts = [prompt("llava", images, seed=seed) for seed in range(2)]
+    kinds = prompts[0][1]
+    expected = []
+    for inputs, _ in prompts:
+        with halved(kinds, way)(model):
+            expected.append(generated(model, inputs)[1])
+    pruner = halved(kinds, way)
+    for _ in range(2):
+        with pruner(model):
+            for (inputs, _), logits in zip(prompts, expected):
+                assert torch.equal(generated(model, inputs)[1], logits)
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_bfloat16_prunes_as_many_tokens(llava, way):
+    model, inputs, kinds = llava
+    inputs = inputs | dict(pixel_values=inputs["pixel_values"].bfloat16())
+    with halved(kinds, way)(model.bfloat16()) as pruner:
+        output = run(model, inputs, use_cache=True)
+        ids, logits = generated(model, inputs)
+    assert output.logits.dtype == torch.bfloat16 and bool(logits.isfinite().all())
+    assert pruner.kept.index.shape == (1, kinds.shape[1] - 20)
+    for layer in output.past_key_values.layers:
+        assert layer.keys.dtype == torch.bfloat16 and layer.keys.shape[2] == kinds.shape[1] - 20
+
+
+def test_the_padding_mask_may_come_without_its_name():
+    model, images = build("llava")
+    inputs, kinds, _ = batched(two("llava", images), "left")
+    with halved(kinds)(model) as pruner, torch.no_grad():
+        named = model(**inputs).logits
+        index = pruner.kept.index
+        unnamed = model(inputs["input_ids"], inputs["pixel_values"], inputs["attention_mask"])
+    assert torch.equal(index, pruner.kept.index) and torch.equal(named, unnamed.logits)
+
+
+def test_the_processor_tells_context_from_question(tiny):
+    from vdp_utils import prompts
+
+    (sample,) = prompts.presence_samples("evaluation", 1)
+    words = "There was rain. The bus came late. Nobody minded at all.\nIs there a dog?"
+    text = tiny.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}],
+        add_generation_prompt=True, tokenize=False)
+    inputs = dict(tiny.processor(images=sample.image("own"), text=text, return_tensors="pt"))
+    with ContextPruner(0.5, processor=tiny.processor)(tiny.model) as pruner:
+        run(tiny.model, inputs)
+    left = tiny.tokenizer.decode(inputs["input_ids"][0, pruner.kept.index[0]])
+    assert "Is there a dog?" in left and left.endswith("<|im_start|>assistant\n")
+
+
+# ---- the model is as before
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("where", [0, LAYER, 3])
+def test_an_exception_restores_the_model(llava, way, where):
+    model, inputs, kinds = llava
+    plain = run(model, inputs).logits
+    broken = decoder_of(model).layers[where].register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError), halved(kinds, way)(model):
+        run(model, inputs)
+    broken.remove()
+    assert untouched(model) and not model._forward_pre_hooks
+    assert torch.equal(run(model, inputs).logits, plain)
+
+
+def test_two_pruners_at_once_are_refused(llava):
+    model, inputs, kinds = llava
+    with halved(kinds)(model) as outer:
+        expected = run(model, inputs).logits
+        with pytest.raises(VDPError, match="being pruned already"), halved(kinds, "kv")(model):
+            pass
+        assert torch.equal(run(model, inputs).logits, expected)
+        assert outer.kept.index.shape[1] < kinds.shape[1]
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_pruner_may_work_inside_a_recorder(llava, way):
+    model, inputs, kinds = llava
+    with halved(kinds, way)(model) as pruner:
+        expected, kept = run(model, inputs).logits, pruner.kept.index
+    with record(model, received=["last"], layers=[0]) as found:
+        with halved(kinds, way)(model) as pruner:
+            assert difference(run(model, inputs).logits, expected) <= 1e-5
+        assert torch.equal(kept, pruner.kept.index)
+    assert 0 in found and untouched(model)
+
+
+# ---- refused
+
+
+BAD = [(dict(rate=rate), "give a share of the context in") for rate in (
+    -0.1, 1, 1.0, 2, float("nan"), float("inf"))] + [
+    (dict(strategy="recieved"), "unknown strategy 'recieved': did you mean received"),
+    (dict(strategy="zzz"), "unknown strategy 'zzz': did you mean bm25"),
+    (dict(way="some"), "unknown way 'some': choose one of inflight, rerun, kv"),
+    (dict(heads="some"), "unknown heads 'some'"),
+    (dict(query_set="window"), "unknown query_set 'window'"),
+    (dict(positions="some"), "unknown positions 'some'"),
+    (dict(positions="compact"), "positions='compact' needs way='rerun'"),
+    (dict(kinds=None), "say which tokens are context"),
+    (dict(strategy="oracle"), "needs evidence="),
+    (dict(strategy="bm25"), "strategy 'bm25' reads the words: give processor="),
+    (dict(kinds=None, context=(9, 9)), "context")]
+
+
+@pytest.mark.parametrize("asked, message", BAD)
+def test_a_bad_argument_is_refused_before_there_is_a_pruner(llava, asked, message):
+    model, inputs, kinds = llava
+    with pytest.raises(VDPError, match=message):
+        halved(**dict(kinds=kinds) | asked)
+
+
+@pytest.mark.parametrize("layer", [-1, LAYERS, 99])
+def test_a_layer_out_of_range_is_refused(llava, layer):
+    model, inputs, kinds = llava
+    with pytest.raises(VDPError, match=f"layer {layer} does not exist: .* layers 0 to 3"):
+        with halved(kinds, layer=layer)(model):
+            pass
+    assert untouched(model)
+
+
+class Idle(Exception):
+    """Raised where work begins that should not have begun."""
+
+
+def refused(model, inputs, pruner, message, **kwargs):
+    """The prompt is refused before any decoder layer runs, and the model works as before."""
+    def work(*_):
+        raise Idle
+
+    plain = run(model, inputs).logits
+    layer = decoder_of(model).layers[0]
+    watch = layer.register_forward_pre_hook(work)
+    try:
+        with pytest.raises(VDPError, match=message), pruner(model):
+            run(model, inputs, **kwargs)
+    finally:
+        watch.remove()
+    assert untouched(model) and torch.equal(run(model, inputs).logits, plain)
+
+
+@pytest.mark.parametrize("span", [(5, 100), (60, 70), (-100, 5), (20, 10)])
+def test_a_span_outside_the_prompt_is_refused(llava, span):
+    model, inputs, _ = llava
+    refused(model, inputs, halved(None, context=span), "does not fit a prompt of 55 tokens")
+
+
+@pytest.mark.parametrize("shape", [(1, 54), (1, 56), (2, 55), (3, 55), (55,)])
+def test_kinds_of_another_shape_are_refused(llava, shape):
+    model, inputs, kinds = llava
+    wrong = torch.full(shape, int(Kind.CONTEXT))
+    refused(model, inputs, halved(wrong), "kinds")
+
+
+def test_evidence_of_another_shape_is_refused(llava):
+    model, inputs, kinds = llava
+    marked = torch.ones(1, 20, dtype=torch.bool)
+    refused(model, inputs, halved(kinds, strategy="oracle", evidence=marked), "evidence")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cache_that_holds_tokens_is_refused(llava, way):
+    model, inputs, kinds = llava
+    held = run(model, dict(input_ids=torch.tensor([[5, 6]])), use_cache=True).past_key_values
+    refused(model, inputs, halved(kinds, way), "already holds tokens", past_key_values=held)
+    assert held.get_seq_length() == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_cache_of_fixed_length_is_refused(llava, way):
+    model, inputs, kinds = llava
+    cache = t.StaticCache(config=decoder_of(model).config, max_cache_len=100)
+    refused(model, inputs, halved(kinds, way), "StaticCache has a fixed length",
+            past_key_values=cache)
+
+
+def test_dropping_from_a_cache_that_is_not_there_is_refused(llava):
+    model, inputs, kinds = llava
+    refused(model, inputs, halved(kinds, "kv"), "way='kv' drops tokens from the cache",
+            use_cache=False)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_sliding_window_shorter_than_the_prompt_is_refused_where_it_must(way):
+    model, images = build("gemma3")
+    inputs, kinds = prompt("gemma3", images)
+    decoder_of(model).config.sliding_window = 20
+    if way == "rerun":
+        with halved(kinds, way)(model) as pruner:
+            run(model, inputs)
+        assert pruner.kept.index.shape[1] == kinds.shape[1] - 20
+    else:
+        refused(model, inputs, halved(kinds, way), "sliding-window layers of 20 tokens")
+
+
+def test_deep_image_features_are_not_lost_unseen():
+    model, images = build("qwen3_vl")
+    inputs, kinds = prompt("qwen3_vl", images)
+    refused(model, inputs, halved(kinds, layer=0), "adds image features after layers 0 to 1")
+
+
+def test_positions_in_three_dimensions_are_not_closed_up():
+    for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
+        model, images = build(name)
+        inputs, kinds = prompt(name, images)
+        with pytest.raises(VDPError, match="positions in three dimensions"):
+            with halved(kinds, "rerun", positions="compact")(model):
+                run(model, inputs)
+        assert untouched(model)
+
+
+@pytest.mark.parametrize("asked", [dict(), dict(output_attentions=True)])
+def test_attention_maps_are_refused(llava, asked):
+    model, inputs, kinds = llava
+    if not asked:
+        model.config._output_attentions = True
+    with pytest.raises(VDPError, match="output_attentions=True returns nothing"):
+        with halved(kinds)(model):
+            run(model, inputs, **asked)
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name, side", [("llava", None), ("llava", "left"), ("gemma3", None),
+                                        ("paligemma", None)])
+def test_attention_that_is_not_a_number_is_refused(name, side, way):
+    model, images = build(name)
+    prompts = two(name, images)
+    inputs, kinds, _ = batched(prompts if side else prompts[:1], side or "left")
+    with torch.no_grad():
+        decoder_of(model).layers[LAYER].self_attn.k_proj.weight[0] = torch.nan
+    with pytest.raises(VDPError, match="importance scores hold NaN"):
+        with halved(kinds, way)(model):
+            run(model, inputs)
+    assert untouched(model)
+
+
+def test_embeddings_without_token_kinds_are_refused(llava, tiny):
+    model, inputs, kinds = llava
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    with pytest.raises(VDPError, match="embeddings whose tokens are not known: give kinds="):
+        with halved(None, processor=tiny.processor)(model):
+            run(model, dict(inputs_embeds=embeds))
+    with halved(kinds)(model) as pruner:
+        run(model, dict(inputs_embeds=embeds))
+    assert pruner.kept.index.shape[1] == kinds.shape[1] - 20
+    assert untouched(model)
+
+
+def test_embeddings_have_no_perplexity(llava):
+    model, inputs, kinds = llava
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    with pytest.raises(VDPError), halved(kinds, "kv", strategy="perplexity")(model):
+        run(model, dict(inputs_embeds=embeds))
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5", "linear", "stack"])
+def test_a_model_without_instrumentable_attention_is_refused(name):
+    model = unfit()[name]
+    with pytest.raises(VDPError, match="decoder-only language model|cannot be instrumented"):
+        with ContextPruner(0.5, context=(0, 2))(model):
+            pass
+    assert not model._forward_pre_hooks and "forward" not in vars(model)
+
+
+def test_a_text_model_may_be_pruned_too():
+    config = t.LlamaConfig(vocab_size=100, hidden_size=32, intermediate_size=64,
+                           num_hidden_layers=2, num_attention_heads=4)
+    model = t.LlamaForCausalLM(config).eval()
+    with ContextPruner(0.5, context=(2, 12))(model) as pruner:
+        run(model, dict(input_ids=torch.arange(20)[None]))
+    assert pruner.kept.index.shape == (1, 15) and untouched(model)
+
+
+# ---- image features and images
+
+
+def check_visual(name, strategy, way):
+    """The two image tokens that go at a rate of 0.05 are dropped exactly."""
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    ids = torch.tensor([[7, 30, 12]])
+    with halved(kinds, way, strategy=strategy, rate=0.05)(model) as pruner:
+        _, logits, _ = steps(model, inputs, ids)
+    kept = set(pruner.kept.index[0].tolist())
+    dropped = [i for i in range(kinds.shape[1]) if i not in kept]
+    assert len(dropped) == 2 and all(kinds[0, i] == Kind.IMAGE for i in dropped)
+    with hidden(model, dropped, kinds.shape[1], DECIDES[way]):
+        full = run(model, extended(name, inputs, ids), use_cache=False).logits
+    assert difference(logits, full[:, kinds.shape[1]:]) <= 1e-5
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("strategy", ["fastv_visual", "text_first"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "paligemma"])
+def test_image_tokens_are_dropped_exactly_too(name, strategy, way):
+    check_visual(name, strategy, way)
+
+
+@pytest.mark.parametrize("strategy", ["fastv_visual", "text_first"])
+@pytest.mark.parametrize("way", ["inflight", "kv", "rerun"])
+def test_image_tokens_with_deep_features_are_dropped_exactly_too(way, strategy):
+    check_visual("qwen3_vl", strategy, way)
+
+
+# ---- random spans, rates, ties and paddings
+
+
+@st.composite
+def batches(draw):
+    """(kinds, real, received, rate): rows of any make-up; few values, so that many are tied."""
+    rows, length = draw(st.integers(1, 3)), draw(st.integers(1, 14))
+    drawn = draw(st.binary(min_size=rows * length, max_size=rows * length))
+    drawn = torch.tensor(list(drawn)).view(rows, length)
+    side, lengths = draw(st.booleans()), draw(st.tuples(*[st.integers(1, length)] * rows))
+    at = torch.arange(length)
+    real = torch.stack([at >= length - n if side else at < n for n in lengths])
+    kinds = (drawn % 4).masked_fill(~real, int(Kind.TEMPLATE))
+    rate = draw(st.sampled_from([0, 0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 0.9, 0.99]))
+    return kinds, real, (drawn // 4 % 4)[:, None].float(), rate
+
+
+@settings(max_examples=2_000, deadline=None)
+@given(batches())
+def test_exactly_the_lowest_context_tokens_go(batch):
+    kinds, real, values, rate = batch
+    pruner = ContextPruner(rate, kinds=kinds)
+    pruner._kinds, pruner.at = kinds, 0
+    candidates = [pruner._candidates(*row) for row in zip(kinds, real)]
+    dropped = [pruner._dropped(*row) for row in zip(kinds, real, candidates)]
+    evidence = pruner._evidence({0: LayerRecord(received={"all": values})}, real)
+    kept = pruner._select(evidence, candidates, dropped, real)
+    width = kept.index.shape[1]
+    for row in range(len(kinds)):
+        context = [i for i in range(kinds.shape[1]) if kinds[row, i] == Kind.CONTEXT]
+        lost = math.floor(rate * len(context) + 1e-9)
+        ranked = sorted(context, key=lambda i: (values[row, 0, i], -i))
+        stay = [i for i in range(kinds.shape[1]) if real[row, i] and i not in ranked[:lost]]
+        index, own = kept.index[row].tolist(), kept.real[row].tolist()
+        assert index == sorted(set(index)) and len(index) == width
+        assert [i for i, ok in zip(index, own) if ok] == stay
+        assert kept.mask2d(2)[row].tolist() == [int(ok) for ok in own] + [1, 1]
+    seen = kept.mask4d(None)
+    if seen is None:
+        assert bool(kept.real.all())
+    else:
+        for row in range(len(kinds)):
+            for i in range(width):
+                expected = [j for j in range(i + 1) if kept.real[row, j] or j == i]
+                assert seen[row, 0, i].nonzero()[:, 0].tolist() == expected
+
+
+def test_kept_rows_and_columns_of_a_mask_are_those_of_the_prompt():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(2, 1, 6, 6, generator=generator) < 0.5
+    index = torch.tensor([[0, 2, 5], [1, 3, 4]])
+    whole = Kept(index, torch.ones(2, 3, dtype=torch.bool), 6)
+    assert whole.mask4d(None) is None
+    for row in range(2):
+        assert torch.equal(whole.mask4d(mask)[row, 0], mask[row, 0][index[row]][:, index[row]])
+        assert torch.equal(whole.mask4d(mask[:1])[row, 0], mask[0, 0][index[row]][:, index[row]])

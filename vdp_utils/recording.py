@@ -1,0 +1,279 @@
+"""Instrumented attention: what tokens give and receive, per layer, without an L x L tensor.
+
+`with record(model, received=("all",)) as recording: model(**inputs)` runs the model under SDPA
+and keeps per-layer sums. Attention received by a token is the column sum of softmax(QK^T/sqrt(d))
+over a set of queries (Zhou et al., arXiv 2410.19732). Where all queries count, the attention
+output is taken from the same blocks of queries as the sums, so that QK^T is computed once.
+"""
+
+import weakref
+from dataclasses import dataclass, field
+
+import torch
+from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from vdp_utils.errors import VDPError
+from vdp_utils.tokens import Kind
+
+NAME = "vdp_recorded"  # of the attention implementation
+BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}  # of probabilities held at once
+_ACTIVE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # attention module -> recorders
+_OPEN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # decoder -> _Opened
+
+
+@dataclass
+class LayerRecord:
+    """What one layer recorded in the last forward pass; fields not asked for stay empty.
+
+    `received[set]` is (B, heads, keys): attention each key received, summed over the query set.
+    `mass` is (B, heads, queries, 4): attention of the chosen queries on each token `Kind`.
+    `key_norms` is (B, key-value heads, keys), of the keys as attention sees them.
+    """
+
+    received: dict[str, torch.Tensor] = field(default_factory=dict)
+    mass: torch.Tensor | None = None
+    key_norms: torch.Tensor | None = None
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+
+@dataclass
+class _Opened:
+    """How many recorders a decoder has, and its configurations as they were before the first."""
+
+    count: int = 0
+    before: list = field(default_factory=list)
+
+
+def decoder_of(model) -> torch.nn.Module:
+    """The language model's stack of decoder layers. VDPError for a model without one."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    while not hasattr(decoder, "layers") and hasattr(decoder, "model"):
+        decoder = decoder.model
+    if not hasattr(decoder, "layers") or getattr(
+            getattr(model, "config", None), "is_encoder_decoder", False):
+        raise VDPError(f"{type(model).__name__} has no decoder-only language model: recording and "
+                       "pruning need one")
+    return decoder
+
+
+def attention_of(layer: torch.nn.Module, model) -> torch.nn.Module:
+    """A decoder layer's attention module. VDPError where it cannot be instrumented."""
+    module = getattr(layer, "self_attn", None)
+    if module is None or not hasattr(module, "layer_idx") or not hasattr(module, "config"):
+        raise VDPError(f"the attention of {type(model).__name__} ({type(layer).__name__}) cannot "
+                       "be instrumented: it has no self_attn that calls transformers' attention "
+                       "interface")
+    return module
+
+
+class record:
+    """Context manager that records attention in chosen decoder layers of `model`.
+
+    Args:
+        received: query sets whose received attention is summed: "all", "question", "last", or
+            "window" (the last `window` queries).
+        mass: query set whose attention on each kind of token is kept, or None.
+        key_norms: keep the keys' Euclidean norms.
+        states: keep queries, keys and values themselves (for strategies that need them).
+        layers: indices of the layers to record, None for all.
+        kinds: (B, L) token kinds of the keys, needed for "question" and for `mass`.
+        valid: bool (B, L), False at padding; None where nothing is padded.
+        decoding: record passes of a single query behind a cache too.
+
+    The recording is a dict from layer index to `LayerRecord` of the last pass. The model is as
+    before on exit, also after an exception; recorders nest.
+    """
+
+    def __init__(self, model, received=(), mass: str | None = None, key_norms: bool = False,
+                 states: bool = False, layers=None, kinds: torch.Tensor | None = None,
+                 valid: torch.Tensor | None = None, window: int = 16, decoding: bool = False):
+        self.model, self.sets, self.mass, self.key_norms = model, tuple(received), mass, key_norms
+        self.states, self.kinds, self.valid = states, kinds, valid
+        self.window, self.decoding = window, decoding
+        unknown = {*self.sets, mass} - {"all", "question", "last", "window", None}
+        if unknown:
+            raise VDPError(f"unknown query set {sorted(unknown)[0]!r}: choose all, question, last "
+                           "or window")
+        if mass == "all":
+            raise VDPError("mass='all' would hold a row for every query: choose question, last or "
+                           "window")
+        if kinds is None and (mass or "question" in self.sets):
+            raise VDPError("recording by token kind needs kinds=: see vdp_utils.tokens.token_kinds")
+        self.decoder = decoder_of(model)
+        stack = self.decoder.layers
+        chosen = range(len(stack)) if layers is None else sorted(set(layers))
+        if any(not 0 <= i < len(stack) for i in chosen):
+            raise VDPError(f"layer {[i for i in chosen if not 0 <= i < len(stack)][0]} does not "
+                           f"exist: {type(model).__name__} has layers 0 to {len(stack) - 1}")
+        self.modules = {attention_of(stack[i], model): i for i in chosen}
+        self.recording: dict[int, LayerRecord] = {}
+
+    def __enter__(self) -> dict[int, LayerRecord]:
+        opened = _OPEN.setdefault(self.decoder, _Opened())
+        if not opened.count:
+            configs = {id(m.config): m.config for m in self.modules}
+            opened.before = [(c, c._attn_implementation_internal) for c in configs.values()]
+            for config in configs.values():
+                config._attn_implementation_internal = NAME
+        opened.count += 1
+        for module in self.modules:
+            _ACTIVE.setdefault(module, []).append(self)
+        self._hook = self.model.register_forward_pre_hook(refuse_output_attentions,
+                                                          with_kwargs=True)
+        return self.recording
+
+    def __exit__(self, *exception) -> None:
+        self._hook.remove()
+        for module in self.modules:
+            _ACTIVE[module].remove(self)
+        opened = _OPEN[self.decoder]
+        opened.count -= 1
+        if not opened.count:  # the last one out, in whatever order
+            for config, implementation in opened.before:
+                config._attn_implementation_internal = implementation
+
+    def queries(self, name: str, count: int, keys: int, device):
+        """Indices (B, Q) into the last `count` of `keys` tokens, and which of them are real."""
+        valid = (torch.ones(1, keys, dtype=torch.bool, device=device) if self.valid is None
+                 else self.valid[:, :keys].to(device))
+        if name == "question":
+            valid = valid & (self.kinds[:, :keys].to(device) == Kind.QUESTION)
+        valid = valid[:, keys - count:]
+        if name in ("last", "window"):
+            size = 1 if name == "last" else self.window
+            from_end = valid.flip(1).cumsum(1).flip(1)
+            valid = valid & (from_end <= size)
+        wanted = int(valid.sum(1).max())
+        order = torch.argsort(valid.int(), dim=1, descending=True, stable=True)[:, :wanted]
+        return order, valid.gather(1, order)
+
+
+def refuse_output_attentions(module, args, kwargs):
+    """Forward pre-hook: VDPError where attention maps are asked for that SDPA does not make."""
+    if kwargs.get("output_attentions") or getattr(
+            module.config, "output_attentions", False):
+        raise VDPError("output_attentions=True returns nothing under SDPA: read the recording "
+                       "instead, or load the model with attn_implementation='eager'")
+
+
+def _visible(mask, at: torch.Tensor, count: int, keys: int) -> torch.Tensor:
+    """bool (B, 1, Q, keys): which keys the queries `at` (B, Q) see."""
+    if mask is None:
+        last = at + keys - count
+        return (torch.arange(keys, device=at.device) <= last[..., None])[:, None]
+    rows = mask[:, :, :, :keys].expand(max(len(mask), len(at)), 1, -1, -1)
+    index = at.expand(len(rows), -1)[:, None, :, None].expand(-1, 1, -1, keys)
+    return rows.gather(2, index)
+
+
+def _rows(query, key, mask, at, scaling) -> torch.Tensor:
+    """Attention probabilities float32 (B, heads, Q, keys) of the queries `at` (B, Q)."""
+    batch, heads, count, width = query.shape
+    index = at.expand(batch, -1)[:, None, :, None].expand(-1, heads, -1, width)
+    chosen = query.gather(2, index).unflatten(1, (key.shape[1], -1))
+    scores = (chosen * scaling) @ key[:, :, None].transpose(-1, -2)
+    scores = scores.flatten(1, 2).float()
+    return scores.masked_fill(~_visible(mask, at, count, key.shape[2]), -torch.inf).softmax(-1)
+
+
+def blocked_attention(query, key, value, mask, scaling, valid=None):
+    """Attention output (B, heads, L, width), and attention received float32 (B, heads, keys).
+
+    Blocks of queries of about `BLOCK_BYTES` of probabilities; only the keys a block can see are
+    touched. `valid` (B, L) leaves out padded queries from what is received.
+    """
+    batch, heads, count, width = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    groups, past = heads // kv_heads, keys - count
+    device = query.device
+    at_once = 1 if device.type == "cpu" else batch * kv_heads
+    room = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
+    rows = max(16, room // (4 * at_once * groups * keys))
+    query = (query * scaling).reshape(batch * kv_heads, groups, count, width)
+    key, value = key.flatten(0, 1), value.flatten(0, 1)
+    output = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=device)
+    received = torch.zeros(batch * kv_heads, groups, keys, device=device)
+    corner = torch.full((min(rows, count),) * 2, -torch.inf, device=device).triu(1)
+    for head in range(0, batch * kv_heads, at_once):
+        some = slice(head, head + at_once)
+        for start in range(0, count, rows):
+            stop = min(start + rows, count)
+            seen = past + stop if mask is None else keys
+            n = stop - start
+            block = query[some, :, start:stop].flatten(1, 2)
+            scores = torch.bmm(block, key[some, :seen].transpose(1, 2)).float()
+            scores = scores.view(-1, groups, n, seen)
+            if mask is None:
+                scores[..., past + start:] += corner[:n, :n]
+            else:
+                hidden = ~mask[:, :, start:stop, :keys]  # (B, 1, n, keys)
+                of = torch.arange(head, head + at_once, device=device) // kv_heads
+                scores = scores.masked_fill(hidden[of] if len(hidden) > 1 else hidden, -torch.inf)
+            chances = scores.softmax(-1)
+            if mask is not None:  # a padded query may see nothing
+                blind = hidden.all(-1, keepdim=True)
+                chances = chances.masked_fill(blind[of] if len(blind) > 1 else blind, 0.0)
+            if valid is None:
+                received[some, :, :seen] += chances.sum(2)
+            else:
+                of = torch.arange(head, head + at_once, device=device) // kv_heads
+                weight = valid[of if len(valid) > 1 else torch.zeros_like(of), start:stop]
+                received[some, :, :seen] += torch.einsum("hgnk,hn->hgk", chances, weight.float())
+            mixed = torch.bmm(chances.flatten(1, 2).to(value.dtype), value[some, :seen])
+            output[some, :, start:stop] = mixed.view(-1, groups, n, value.shape[-1])
+    return (output.view(batch, heads, count, -1), received.view(batch, heads, keys))
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+    recorders = [r for r in _ACTIVE.get(module, ())
+                 if r.decoding or query.shape[2] > 1 or key.shape[2] == 1]
+    if not recorders:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
+                                      **kwargs)
+    for name in ("softcap", "position_bias", "s_aux"):
+        if kwargs.get(name) is not None:
+            raise VDPError(f"attention with {name} cannot be recorded")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    count, keys = query.shape[2], key.shape[2]
+    mask = attention_mask
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask >= 0
+    if mask is None and not kwargs.get("is_causal", getattr(module, "is_causal", True)):
+        mask = torch.ones(1, 1, count, keys, dtype=torch.bool, device=query.device)
+    output = None
+    for recorder in recorders:
+        found = LayerRecord()
+        if "all" in recorder.sets:
+            valid = recorder.valid
+            if valid is not None:
+                valid = valid[:, keys - count:keys].to(query.device)
+                valid = None if bool(valid.all()) else valid
+            output, received = blocked_attention(query, key, value, mask, scaling, valid)
+            output = output.transpose(1, 2).contiguous()
+        recorder.recording[recorder.modules[module]] = found
+        rows = {}
+        for name in {*recorder.sets, recorder.mass} - {"all", None}:
+            at, real = recorder.queries(name, count, keys, query.device)
+            seen = _rows(query, key, mask, at, scaling)
+            rows[name] = seen.masked_fill(~real[:, None, :, None], 0.0)
+        for name in recorder.sets:
+            found.received[name] = received if name == "all" else rows[name].sum(2)
+        if recorder.mass:
+            kinds = recorder.kinds[:, :keys].to(query.device).long()
+            onehot = F.one_hot(kinds, len(Kind)).float()
+            found.mass = rows[recorder.mass] @ onehot[:, None]
+        if recorder.key_norms:
+            found.key_norms = key.float().norm(dim=-1)
+        if recorder.states:
+            found.states = query, key, value
+    if output is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask,
+                                           scaling=scaling, **kwargs)
+    return output, None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # without it the padding mask would be None
