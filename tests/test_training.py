@@ -11,15 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
 from vdp_utils import dialogues, lvlm as loading, prompts, scenes
+from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import embedded_folder, load_lvlm
 from vdp_utils.measure import score
 from vdp_utils.prompts import Sample
 from vdp_utils.training import __main__ as recipe
 from vdp_utils.training import dialogue, loop, packing
-from vdp_utils.training.dialogue import add_lora, answers, evaluate, export, image_features
+from vdp_utils.training.dialogue import (add_lora, answers, evaluate, export, image_features,
+                                         load_export)
 from vdp_utils.training.loop import DEVICE, Run, trainable
 from vdp_utils.training.packing import WEIGHTS, PackedDialogues, pack
 from vdp_utils.training.tower import BACKGROUND, GRID, labelled, object_accuracy, patch_labels
@@ -452,7 +455,8 @@ def test_the_whole_recipe_runs_and_runs_again_without_learning(stand_in, tmp_pat
     log = pd.read_csv(stand_in / "s" / "training_log.csv")
     assert list(dict.fromkeys(log["stage"])) == list(recipe.SHARES)
     metrics = log.groupby("stage")["metric"].agg(set)
-    assert metrics["tower"] == metrics["projector"] == {"loss", "object_patch_accuracy"}
+    assert metrics["tower"] == {"loss", "object_patch_accuracy"}
+    assert metrics["projector"] == {"loss", "object_patch_accuracy", "place_accuracy"}
     assert {"image_presence", "words_presence"} <= metrics["oracle"]
     assert {"blank_presence", "context_presence", "image_naming"} <= metrics["joint"]
     assert np.isfinite(log["value"]).all()
@@ -461,3 +465,35 @@ def test_the_whole_recipe_runs_and_runs_again_without_learning(stand_in, tmp_pat
     recipe.main()
     assert embedded_folder(stand_in / "s") == first  # the same weights, byte for byte
     assert (stand_in / "s" / "training_log.csv").read_bytes() == written
+
+
+def test_a_larger_size_grows_from_the_weights_of_a_smaller(learner, base, tmp_path):
+    export(learner, 2, tmp_path)
+    weights = load_file(tmp_path / "weights.safetensors")
+    save_file({k: v for k, v in weights.items() if "language_model.layers.1." not in k},
+              tmp_path / "weights.safetensors")
+    grown = dataclasses.replace(base, model=copy.deepcopy(base.model))
+    add_lora(grown.model)
+    load_export(grown, tmp_path)
+    for (name, found), wanted in zip(trainable(grown.model).items(),
+                                     trainable(learner.model).values()):
+        if "language_model.layers.1." in name:
+            assert "lora_A" in name or not found.any()
+        else:
+            torch.testing.assert_close(found, wanted, atol=1e-3, rtol=1e-3)
+    weights["model.language_model.layers.2.mlp.up_proj.lora_A"] = torch.zeros(1)
+    save_file(weights, tmp_path / "weights.safetensors")
+    with pytest.raises(VDPError, match="layers.2.*smaller"):
+        load_export(grown, tmp_path)
+
+
+def test_growing_runs_the_last_stage_only_and_keeps_the_log(stand_in, tmp_path, monkeypatch):
+    start = ["training", "--minutes", "0.04", "--state", str(tmp_path / "state"), "--size"]
+    monkeypatch.setattr(sys, "argv", [*start, "S"])
+    recipe.main()
+    monkeypatch.setattr(sys, "argv", [*start, "M", "--start-from", "S"])
+    recipe.main()
+    smaller, larger = (pd.read_csv(stand_in / size / "training_log.csv") for size in "sm")
+    assert larger.iloc[:len(smaller)].equals(smaller)
+    assert set(larger["stage"][len(smaller):]) == {"further"}
+    assert embedded_folder(stand_in / "m") != embedded_folder(stand_in / "s")

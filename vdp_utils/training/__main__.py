@@ -12,7 +12,7 @@ from vdp_utils.training.loop import DEVICE, load_stage
 from vdp_utils.training.tower import train_tower
 
 # stage -> share of the minutes
-SHARES = {"tower": 0.35, "projector": 0.1, "oracle": 0.2, "joint": 0.35}
+SHARES = {"tower": 0.25, "projector": 0.2, "oracle": 0.25, "joint": 0.3}
 
 
 def main() -> None:
@@ -22,13 +22,16 @@ def main() -> None:
     parser.add_argument("--state", default="build/training", type=Path,
                         help="folder for what is needed to resume; tower and projector are "
                         "shared by all sizes")
-    parser.add_argument("--go-on", action="store_true",
-                        help="skip to the last stage, from the stored weights of this size")
+    parser.add_argument("--start-from", type=str.lower, choices=SIZES, metavar="SIZE",
+                        help="only the last stage, from the stored weights of this size or of a "
+                        "smaller one, whose decoder then grows")
     options = parser.parse_args()
     torch.manual_seed(0)
     shared, own = options.state, options.state / options.size
-    minutes = {stage: share * options.minutes for stage, share in SHARES.items()}
-    stage = "further" if options.go_on else "joint"
+    start = options.start_from
+    shares = {"further": 1.0} if start else SHARES
+    minutes = {stage: share * options.minutes for stage, share in shares.items()}
+    stage = list(shares)[-1]
     log, shared_log = own / f"{stage}.csv", shared / "log.csv"
     layers = SIZES[options.size]
     model, processor = build_embedded(layers)
@@ -36,9 +39,9 @@ def main() -> None:
     tower = model.model.vision_tower
     tower.set_attn_implementation("eager")  # faster than SDPA for 101 tokens on a CPU
     folder = MODELS / options.size
-    if options.go_on:
+    if start:
         add_lora(model)
-        load_export(lvlm, folder)
+        load_export(lvlm, MODELS / start)
     else:
         train_tower(shared, minutes["tower"], shared_log, tower)
         add_lora(model)
@@ -46,10 +49,10 @@ def main() -> None:
         train_answers(own, "oracle", minutes["oracle"], log, lvlm, {"decoder": 1e-3}, oracle=True)
         load_stage(shared, "projector", {"tower": tower,
                                          "projector": model.model.multi_modal_projector})
-    train_answers(own, stage, minutes["joint"], log, lvlm,
+    train_answers(own, stage, minutes[stage], log, lvlm,
                   {"decoder": 3e-4, "projector": 2e-4, "tower": 5e-5})
     export(lvlm, layers, folder)
-    before = folder / "training_log.csv" if options.go_on else shared_log
+    before = MODELS / start / "training_log.csv" if start else shared_log
     (folder / "training_log.csv").write_text(
         before.read_text() + "".join(log.read_text().splitlines(keepends=True)[1:]))
 

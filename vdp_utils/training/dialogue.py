@@ -10,10 +10,11 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from vdp_utils import dialogues, scenes
+from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM, base_gguf, file_hash
 from vdp_utils.training.loop import DEVICE, Run, trainable
-from vdp_utils.training.packing import MAX_CONTEXT, Packed, PackedDialogues
-from vdp_utils.training.tower import GRID, LabelledScenes, object_accuracy
+from vdp_utils.training.packing import MAX_CONTEXT, ORACLE_QUESTIONS, Packed, PackedDialogues
+from vdp_utils.training.tower import BACKGROUND, GRID, LabelledScenes, object_accuracy
 
 RANK = 64
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -59,9 +60,12 @@ def image_features(model, pixels: torch.Tensor) -> torch.Tensor:
 def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM, batch: int = 64) -> None:
     """A patch's feature learns to be its noun's and its place's embedding; no decoder pass."""
     model, targets, places = lvlm.model, noun_embeddings(lvlm), place_embeddings(lvlm)
+    tower = model.model.vision_tower
+    # Noun labels teach the tower nothing about places: its position embeddings start near zero.
     run = Run(folder, "projector", minutes,
-              {"tower": model.model.vision_tower, "projector": model.model.multi_modal_projector},
-              {"tower": 2e-4, "projector": 1e-3}, log)
+              {"places": tower.embeddings.position_embedding, "tower": tower,
+               "projector": model.model.multi_modal_projector},
+              {"places": 1e-2, "tower": 5e-4, "projector": 1e-3}, log)
     images, truth = next(iter(DataLoader(LabelledScenes("validation"), 256)))
 
     def similarity(pixels):
@@ -71,15 +75,20 @@ def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM, batch: 
 
     @torch.no_grad()
     def evaluate():
-        found = similarity(images)[1].argmax(-1).cpu()
-        return {"object_patch_accuracy": object_accuracy(found, truth)}
+        features, cosine = similarity(images)
+        quarters = places.unique(dim=0)
+        found = torch.cdist(features + places - targets[truth.to(DEVICE)], quarters).argmin(-1)
+        right = (found == torch.cdist(places, quarters).argmin(-1)).cpu()[truth != BACKGROUND]
+        return {"object_patch_accuracy": object_accuracy(cosine.argmax(-1).cpu(), truth),
+                "place_accuracy": right.float().mean().item()}
 
     batches = DataLoader(LabelledScenes("train", 10**6 + run.samples), batch, num_workers=1)
     for pixels, labels in run.steps(batches, evaluate):
         labels = labels.to(DEVICE)
         features, cosine = similarity(pixels)
         distance = F.mse_loss(features, targets[labels]) / targets.var()
-        run.learn(F.cross_entropy(20 * cosine.flatten(0, 1), labels.flatten()) + distance, batch)
+        nouns = F.cross_entropy(20 * cosine.flatten(0, 1), labels.flatten())
+        run.learn(nouns + 4 * distance, batch)
 
 
 def answers(lvlm: LVLM, packed: Packed, features: torch.Tensor | None):
@@ -143,7 +152,7 @@ def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM
     validation = {key: [PackedDialogues(lvlm, "validation", batch=8, **fixed).make(n)
                         for n in range(4)] for key, fixed in held_out.items()}
     # The skill appears suddenly, and sooner where nothing stands between image and question.
-    plain = dict(image=True, context=0) if oracle else {}
+    plain = dict(image=True, context=0, questions=ORACLE_QUESTIONS) if oracle else {}
     data = PackedDialogues(lvlm, "train", run.step + (0 if oracle else 10**6), batch, **plain)
     batches = DataLoader(data, batch_size=None, num_workers=1)
     for packed in run.steps(batches, lambda: evaluate(lvlm, validation, truth_features), warmup=40):
@@ -165,10 +174,12 @@ def _stored_name(name: str) -> str:
 
 @torch.no_grad()
 def load_export(lvlm: LVLM, folder: Path) -> None:
-    """Put stored weights into a model that has its LoRA, to train them further."""
-    stored = load_file(folder / "weights.safetensors")
-    for name, value in trainable(lvlm.model).items():
-        value.copy_(stored[_stored_name(name)])
+    """Put stored weights into a model that has its LoRA; layers they lack stay as they are."""
+    ours = {_stored_name(name): value for name, value in trainable(lvlm.model).items()}
+    for name, value in load_file(folder / "weights.safetensors").items():
+        if name not in ours:
+            raise VDPError(f"{folder} has a layer more ({name}): start from this size or a smaller")
+        ours[name].copy_(value)
 
 
 def export(lvlm: LVLM, layers: int, folder: Path) -> None:

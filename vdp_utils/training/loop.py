@@ -32,9 +32,14 @@ class Run:
         self.folder, self.name, self.log, self.modules = folder, name, log, modules
         self.budget, self.spent, self.step, self.samples = 60 * minutes, 0.0, 0, 0
         self.rates = [rates[key] for key in modules]
-        self.parameters = [p for m in modules.values() for p in trainable(m).values()]
+        self.parameters: list[torch.nn.Parameter] = []
         self.losses: list[float] = []
-        groups = [{"params": list(trainable(m).values())} for m in modules.values()]
+        groups = []
+        for module in modules.values():  # a part that is named before its whole has its own rate
+            new = [p for p in trainable(module).values()
+                   if not any(p is other for other in self.parameters)]
+            self.parameters += new
+            groups.append({"params": new})
         self.optimizer = torch.optim.AdamW(groups, weight_decay=decay, betas=(0.9, 0.98),
                                            fused=True)
         folder.mkdir(parents=True, exist_ok=True)
