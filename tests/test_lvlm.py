@@ -275,9 +275,11 @@ def test_what_it_can_see_was_measured_on_enough_questions():
 TARGETS = {"presence": 0.90, "position": 0.85, "naming": 0.80}
 
 
-@pytest.mark.parametrize("skill", [pytest.param(skill, marks=pytest.mark.xfail(
-    strict=True, reason="these weights have not reached it: see the model card"))
-    for skill in TARGETS])
+MISSED = pytest.mark.xfail(strict=True, reason="not reached: the model card says why")
+
+
+@pytest.mark.parametrize("skill", ["presence", "position",
+                                   pytest.param("naming", marks=MISSED)])
 def test_s_reaches_what_it_was_meant_to_see(skill):
     table = pd.read_csv(MODELS / "s" / "held_out.csv").set_index(["skill", "setting"])
     assert table.loc[(skill, "image"), "value"] >= TARGETS[skill]

@@ -13,7 +13,8 @@ from test_recording import (batched, cache_of, difference, eager_maps, left_as_i
 
 from vdp_utils.errors import VDPError
 from vdp_utils.pruning import WAYS, ContextPruner, Kept
-from vdp_utils.recording import LayerRecord, decoder_of, record
+from vdp_utils.recording import decoder_of, record
+from vdp_utils.strategies import Evidence
 from vdp_utils.tokens import Kind
 
 STEPS, LAYER = 10, 1
@@ -753,10 +754,10 @@ def batches(draw):
 def test_exactly_the_lowest_context_tokens_go(batch):
     kinds, real, values, rate = batch
     pruner = ContextPruner(rate, kinds=kinds)
-    pruner._kinds, pruner.at = kinds, 0
     candidates = [pruner._candidates(*row) for row in zip(kinds, real)]
     dropped = [pruner._dropped(*row) for row in zip(kinds, real, candidates)]
-    evidence = pruner._evidence({0: LayerRecord(received={"all": values})}, real)
+    evidence = [Evidence(row, ok, ok.nonzero()[:, 0], received={"all": seen})
+                for row, ok, seen in zip(kinds, real, values)]
     kept = pruner._select(evidence, candidates, dropped, real)
     width = kept.index.shape[1]
     for row in range(len(kinds)):
