@@ -788,3 +788,55 @@ def test_kept_rows_and_columns_of_a_mask_are_those_of_the_prompt():
     for row in range(2):
         assert torch.equal(whole.mask4d(mask)[row, 0], mask[row, 0][index[row]][:, index[row]])
         assert torch.equal(whole.mask4d(mask[:1])[row, 0], mask[0, 0][index[row]][:, index[row]])
+
+
+# ---- one pruner, one model; windows and recorders around it
+
+
+def test_one_pruner_prunes_one_model_at_a_time(llava):
+    model, inputs, kinds = llava
+    other, _ = build("mistral3")
+    pruner = halved(kinds)
+    with pruner(model):
+        expected = run(model, inputs).logits
+        with pytest.raises(VDPError, match="prunes a model already"), pruner(other):
+            pass
+        assert torch.equal(run(model, inputs).logits, expected)
+    assert untouched(model) and untouched(other)
+    with pruner(model):
+        assert torch.equal(run(model, inputs).logits, expected)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_generating_beyond_a_sliding_window_is_refused(way):
+    model, images = build("gemma3")
+    model.config.text_config.sliding_window = 60
+    inputs, kinds = prompt("gemma3", images)
+    with halved(kinds, way)(model):
+        generated(model, inputs, max_new_tokens=5, min_new_tokens=5)
+        with pytest.raises(VDPError, match="sliding windows of 60 tokens"):
+            generated(model, inputs, max_new_tokens=15, min_new_tokens=15)
+    assert untouched(model)
+
+
+@pytest.mark.parametrize("way", ["inflight", "rerun"])
+def test_a_recorder_of_kinds_around_a_pruner_is_refused(llava, way):
+    model, inputs, kinds = llava
+    with record(model, mass="last", kinds=kinds), halved(kinds, way)(model):
+        with pytest.raises(VDPError, match="kinds describe 55 tokens"):
+            run(model, inputs)
+    assert untouched(model)
+
+
+def test_a_forward_that_was_set_before_is_set_again(llava):
+    model, inputs, kinds = llava
+    decoder = decoder_of(model)
+    plain = decoder.forward
+    decoder.forward = lambda *args, **kwargs: plain(*args, **kwargs)
+    wrapped = decoder.forward
+    try:
+        with halved(kinds)(model):
+            run(model, inputs)
+        assert decoder.forward is wrapped
+    finally:
+        del decoder.forward

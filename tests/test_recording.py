@@ -440,3 +440,26 @@ def unfit():
 def test_a_model_without_instrumentable_attention_is_refused(name):
     with pytest.raises(VDPError, match="decoder-only language model|cannot be instrumented"):
         record(unfit()[name], received=["last"])
+
+
+def test_kinds_of_another_length_are_refused_for_a_whole_prompt(llava):
+    model, inputs, kinds = llava
+    for wrong in (kinds[:, :-1], torch.cat([kinds, kinds], 1)):
+        with pytest.raises(VDPError, match="kinds describe"), record(model, mass="last",
+                                                                     kinds=wrong):
+            run(model, inputs)
+    assert left_as_it_was(model)
+
+
+def test_decoding_is_recorded_with_the_kinds_of_the_prompt(llava):
+    model, inputs, kinds = llava
+    with record(model, mass="last", kinds=kinds, valid=torch.ones_like(kinds, dtype=torch.bool),
+                received=["all"], decoding=True) as recording:
+        output = run(model, inputs, use_cache=True)
+        for _ in range(2):
+            output = run(model, dict(input_ids=inputs["input_ids"][:, -1:],
+                                     past_key_values=output.past_key_values))
+    length = kinds.shape[1] + 2
+    for one in recording.values():
+        assert one.received["all"].shape[-1] == length and one.mass.shape[2] == 1
+        assert one.mass.sum(-1).numpy() == pytest.approx(1, abs=1e-5)

@@ -109,6 +109,7 @@ class ContextPruner:
         self.processor, self.span, self.given_kinds = processor, context, kinds
         self.evidence, self.window, self.seed = evidence, window, seed
         self.kept: Kept | None = None
+        self.model = None
         if "evidence" in self.strategy.needs and evidence is None:
             raise VDPError("strategy 'oracle' needs evidence=: bool (B, L), the tokens that bear "
                            "on the question")
@@ -127,7 +128,10 @@ class ContextPruner:
         if not 0 <= layer < depth:
             raise VDPError(f"layer {layer} does not exist: {type(model).__name__} has layers 0 to "
                            f"{depth - 1}")
-        if "forward" in vars(decoder):
+        if self.model is not None:
+            raise VDPError("this ContextPruner prunes a model already: make another one")
+        own = getattr(decoder.forward, "__func__", None) is ContextPruner._decode_or_prefill
+        if own:
             raise VDPError("this model is being pruned already: leave the other ContextPruner's "
                            "block first")
         with record(model, layers=[layer]):  # can its attention be instrumented at all?
@@ -137,6 +141,7 @@ class ContextPruner:
         self._names = list(inspect.signature(decoder.forward).parameters)
         self._kinds = self._padding = self._ids = self._cache = None
         self._dropped_any = False
+        before = vars(decoder).get("forward")  # where a device map has set one
         decoder.forward = self._decode_or_prefill
         hook = model.register_forward_pre_hook(self._arrive, with_kwargs=True)
         try:
@@ -144,7 +149,9 @@ class ContextPruner:
         finally:
             hook.remove()
             del decoder.forward
-            self._cache = None
+            if before is not None:
+                decoder.forward = before
+            self.model = self._cache = None
 
     def _check_architecture(self, model, decoder, layer: int) -> None:
         deep = len(getattr(getattr(model.config, "vision_config", None),
@@ -187,6 +194,14 @@ class ContextPruner:
         """The arguments of a step behind the pruned cache: its mask and its next positions."""
         if not self._dropped_any:
             return kwargs
+        reached = int(self.kept.next_position.max()) + self._cache.get_seq_length() + count \
+            - self.kept.index.shape[1]
+        for layer in self._cache.layers:
+            if isinstance(layer, DynamicSlidingWindowLayer) and reached > layer.sliding_window:
+                raise VDPError(f"{type(self.model).__name__} has sliding windows of "
+                               f"{layer.sliding_window} tokens, which count positions that are no "
+                               f"longer there once {reached} are passed: generate fewer tokens, "
+                               "or prune without a cache")
         kwargs, mask = dict(kwargs), kwargs.get("attention_mask")
         done = self._cache.get_seq_length() - self.kept.index.shape[1]
         prepared = isinstance(mask, dict) or mask is not None and mask.dim() == 4

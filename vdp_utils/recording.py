@@ -135,12 +135,30 @@ class record:
             for config, implementation in opened.before:
                 config._attn_implementation_internal = implementation
 
-    def queries(self, name: str, count: int, keys: int, device):
+    def known(self, keys: int, count: int, device) -> tuple:
+        """Kinds and validity of `keys` tokens of which the last `count` ask; (B, keys) or None.
+
+        Tokens behind the prompt count as template. VDPError for a prompt of another length.
+        """
+        found = []
+        for name, rest in (("kinds", int(Kind.TEMPLATE)), ("valid", True)):
+            given = getattr(self, name)
+            if given is not None:
+                missing = keys - given.shape[1]
+                if missing and count == keys:
+                    raise VDPError(f"{name} describe {given.shape[1]} tokens, but attention meets "
+                                   f"{keys}: give one entry for each token. Inside a "
+                                   "ContextPruner's block tokens go missing: record without it")
+                given = F.pad(given.to(device), (0, missing), value=rest)  # or cut
+            found.append(given)
+        return tuple(found)
+
+    def queries(self, name: str, count: int, keys: int, kinds, valid, device):
         """Indices (B, Q) into the last `count` of `keys` tokens, and which of them are real."""
-        valid = (torch.ones(1, keys, dtype=torch.bool, device=device) if self.valid is None
-                 else self.valid[:, :keys].to(device))
+        if valid is None:
+            valid = torch.ones(1, keys, dtype=torch.bool, device=device)
         if name == "question":
-            valid = valid & (self.kinds[:, :keys].to(device) == Kind.QUESTION)
+            valid = valid & (kinds == Kind.QUESTION)
         valid = valid[:, keys - count:]
         if name in ("last", "window"):
             size = 1 if name == "last" else self.window
@@ -245,25 +263,22 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
         mask = torch.ones(1, 1, count, keys, dtype=torch.bool, device=query.device)
     output = None
     for recorder in recorders:
+        kinds, valid = recorder.known(keys, count, query.device)
         found = LayerRecord()
         if "all" in recorder.sets:
-            valid = recorder.valid
-            if valid is not None:
-                valid = valid[:, keys - count:keys].to(query.device)
-                valid = None if bool(valid.all()) else valid
-            output, received = blocked_attention(query, key, value, mask, scaling, valid)
+            asking = None if valid is None or bool(valid.all()) else valid[:, keys - count:]
+            output, received = blocked_attention(query, key, value, mask, scaling, asking)
             output = output.transpose(1, 2).contiguous()
         recorder.recording[recorder.modules[module]] = found
         rows = {}
         for name in {*recorder.sets, recorder.mass} - {"all", None}:
-            at, real = recorder.queries(name, count, keys, query.device)
+            at, real = recorder.queries(name, count, keys, kinds, valid, query.device)
             seen = _rows(query, key, mask, at, scaling)
             rows[name] = seen.masked_fill(~real[:, None, :, None], 0.0)
         for name in recorder.sets:
             found.received[name] = received if name == "all" else rows[name].sum(2)
         if recorder.mass:
-            kinds = recorder.kinds[:, :keys].to(query.device).long()
-            onehot = F.one_hot(kinds, len(Kind)).float()
+            onehot = F.one_hot(kinds.long(), len(Kind)).float()
             found.mass = rows[recorder.mass] @ onehot[:, None]
         if recorder.key_norms:
             found.key_norms = key.float().norm(dim=-1)
