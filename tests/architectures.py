@@ -26,20 +26,22 @@ def llava():
     return t.LlavaForConditionalGeneration(config), dict(pixel_values=_square())
 
 
+def _tiled(config, model, vision, text):
+    """A LLaVA that sees an image whole and in tiles: here one tile."""
+    made = config(vision_config=vision(**VISION), text_config=text(**TEXT),
+                  image_token_index=IMAGE, image_grid_pinpoints=[[32, 32]])
+    return model(made), dict(pixel_values=torch.cat([_square(), _square()])[None],
+                             image_sizes=torch.tensor([[32, 32]]))
+
+
 def llava_next():
-    config = t.LlavaNextConfig(vision_config=t.CLIPVisionConfig(**VISION),
-                               text_config=t.LlamaConfig(**TEXT),
-                               image_token_index=IMAGE, image_grid_pinpoints=[[32, 32]])
-    return t.LlavaNextForConditionalGeneration(config), dict(
-        pixel_values=torch.cat([_square(), _square()])[None], image_sizes=torch.tensor([[32, 32]]))
+    return _tiled(t.LlavaNextConfig, t.LlavaNextForConditionalGeneration, t.CLIPVisionConfig,
+                  t.LlamaConfig)
 
 
 def llava_onevision():
-    config = t.LlavaOnevisionConfig(vision_config=t.SiglipVisionConfig(**VISION),
-                                    text_config=t.Qwen2Config(**TEXT),
-                                    image_token_index=IMAGE, image_grid_pinpoints=[[32, 32]])
-    return t.LlavaOnevisionForConditionalGeneration(config), dict(
-        pixel_values=torch.cat([_square(), _square()])[None], image_sizes=torch.tensor([[32, 32]]))
+    return _tiled(t.LlavaOnevisionConfig, t.LlavaOnevisionForConditionalGeneration,
+                  t.SiglipVisionConfig, t.Qwen2Config)
 
 
 def instructblip():
