@@ -62,33 +62,28 @@ def _patches():
                 image_grid_thw=torch.tensor([[1, 4, 4]]))
 
 
+def _qwen(config, model, **vision):
+    """A Qwen-VL: 3-D rotary positions, patches merged by its tower."""
+    tower = dict(depth=2, hidden_size=WIDTH, num_heads=2, patch_size=8, temporal_patch_size=2,
+                 spatial_merge_size=2)
+    made = config(text_config=dict(TEXT, rope_parameters=ROPE3D), vision_config=tower | vision,
+                  image_token_id=IMAGE, vision_start_token_id=START, vision_end_token_id=END)
+    return model(made), _patches()
+
+
 def qwen2_vl():
-    vision = dict(depth=2, embed_dim=WIDTH, hidden_size=WIDTH, num_heads=2, mlp_ratio=2,
-                  patch_size=8, temporal_patch_size=2, spatial_merge_size=2)
-    config = t.Qwen2VLConfig(
-        text_config=dict(TEXT, rope_parameters=ROPE3D), vision_config=vision,
-        image_token_id=IMAGE, vision_start_token_id=START, vision_end_token_id=END)
-    return t.Qwen2VLForConditionalGeneration(config), _patches()
+    return _qwen(t.Qwen2VLConfig, t.Qwen2VLForConditionalGeneration, embed_dim=WIDTH, mlp_ratio=2)
 
 
 def qwen2_5_vl():
-    vision = dict(depth=2, hidden_size=WIDTH, out_hidden_size=WIDTH, intermediate_size=64,
-                  num_heads=2, patch_size=8, temporal_patch_size=2, spatial_merge_size=2,
-                  window_size=32, fullatt_block_indexes=[1])
-    config = t.Qwen2_5_VLConfig(
-        text_config=dict(TEXT, rope_parameters=ROPE3D), vision_config=vision,
-        image_token_id=IMAGE, vision_start_token_id=START, vision_end_token_id=END)
-    return t.Qwen2_5_VLForConditionalGeneration(config), _patches()
+    return _qwen(t.Qwen2_5_VLConfig, t.Qwen2_5_VLForConditionalGeneration, out_hidden_size=WIDTH,
+                 intermediate_size=64, window_size=32, fullatt_block_indexes=[1])
 
 
 def qwen3_vl():
-    vision = dict(depth=2, hidden_size=WIDTH, out_hidden_size=WIDTH, intermediate_size=64,
-                  num_heads=2, patch_size=8, temporal_patch_size=2, spatial_merge_size=2,
-                  num_position_embeddings=16, deepstack_visual_indexes=[0, 1])
-    config = t.Qwen3VLConfig(
-        text_config=dict(TEXT, rope_parameters=ROPE3D), vision_config=vision,
-        image_token_id=IMAGE, vision_start_token_id=START, vision_end_token_id=END)
-    return t.Qwen3VLForConditionalGeneration(config), _patches()
+    return _qwen(t.Qwen3VLConfig, t.Qwen3VLForConditionalGeneration, out_hidden_size=WIDTH,
+                 intermediate_size=64, num_position_embeddings=16,
+                 deepstack_visual_indexes=[0, 1])
 
 
 def idefics3():

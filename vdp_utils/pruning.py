@@ -99,7 +99,7 @@ class ContextPruner:
         if positions == "compact" and way != "rerun":
             raise VDPError(f"positions='compact' needs way='rerun': {way} keeps what it computed "
                            "at the original positions")
-        if sum(x is not None for x in (processor, context, kinds)) == 0:
+        if processor is None and context is None and kinds is None:
             raise VDPError("say which tokens are context: give processor=, context=(start, stop) "
                            "or kinds=")
         if context is not None and context[0] == context[1]:
@@ -130,8 +130,7 @@ class ContextPruner:
                            f"{depth - 1}")
         if self.model is not None:
             raise VDPError("this ContextPruner prunes a model already: make another one")
-        own = getattr(decoder.forward, "__func__", None) is ContextPruner._decode_or_prefill
-        if own:
+        if getattr(decoder.forward, "__func__", None) is ContextPruner._decode_or_prefill:
             raise VDPError("this model is being pruned already: leave the other ContextPruner's "
                            "block first")
         with record(model, layers=[layer]):  # can its attention be instrumented at all?
@@ -139,6 +138,7 @@ class ContextPruner:
         self._check_architecture(model, decoder, layer)
         self.model, self.decoder, self.at, self._forward = model, decoder, layer, decoder.forward
         self._names = list(inspect.signature(decoder.forward).parameters)
+        self._model_names = list(inspect.signature(model.forward).parameters)
         self._kinds = self._padding = self._ids = self._cache = None
         self._dropped_any = False
         before = vars(decoder).get("forward")  # where a device map has set one
@@ -162,7 +162,7 @@ class ContextPruner:
 
     # The prompt arrives at the model: which token is what?
     def _arrive(self, model, args, kwargs):
-        kwargs = kwargs | dict(zip(inspect.signature(model.forward).parameters, args))
+        kwargs = kwargs | dict(zip(self._model_names, args))
         refuse_output_attentions(model, (), kwargs)
         cache, ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
         if cache is not None and cache.get_seq_length() > 0:
@@ -194,16 +194,17 @@ class ContextPruner:
         """The arguments of a step behind the pruned cache: its mask and its next positions."""
         if not self._dropped_any:
             return kwargs
-        reached = int(self.kept.next_position.max()) + self._cache.get_seq_length() + count \
-            - self.kept.index.shape[1]
+        done = self._cache.get_seq_length() - self.kept.index.shape[1]
         for layer in self._cache.layers:
-            if isinstance(layer, DynamicSlidingWindowLayer) and reached > layer.sliding_window:
+            if not isinstance(layer, DynamicSlidingWindowLayer):
+                continue
+            reached = int(self.kept.next_position.max()) + done + count
+            if reached > layer.sliding_window:
                 raise VDPError(f"{type(self.model).__name__} has sliding windows of "
                                f"{layer.sliding_window} tokens, which count positions that are no "
                                f"longer there once {reached} are passed: generate fewer tokens, "
                                "or prune without a cache")
         kwargs, mask = dict(kwargs), kwargs.get("attention_mask")
-        done = self._cache.get_seq_length() - self.kept.index.shape[1]
         prepared = isinstance(mask, dict) or mask is not None and mask.dim() == 4
         if not prepared and not (mask is None and bool(self.kept.real.all())):
             kwargs["attention_mask"] = self.kept.mask2d(done + count)
@@ -393,11 +394,12 @@ class ContextPruner:
 
     def _drop_from(self, cache, layers) -> None:
         """Leave only the kept tokens in the cache of some layers."""
-        for i in layers if cache is not None else ():
-            layer = cache.layers[i]
+        if cache is None:
+            return
+        for layer in (cache.layers[i] for i in layers):
             layer.keys = take(layer.keys, self.kept.index, 2).contiguous()
             layer.values = take(layer.values, self.kept.index, 2).contiguous()
-        for layer in cache.layers if cache is not None else ():
+        for layer in cache.layers:
             if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.cumulative_length = layer.keys.shape[2]
 

@@ -171,8 +171,7 @@ class record:
 
 def refuse_output_attentions(module, args, kwargs):
     """Forward pre-hook: VDPError where attention maps are asked for that SDPA does not make."""
-    if kwargs.get("output_attentions") or getattr(
-            module.config, "output_attentions", False):
+    if kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False):
         raise VDPError("output_attentions=True returns nothing under SDPA: read the recording "
                        "instead, or load the model with attn_implementation='eager'")
 
@@ -212,11 +211,14 @@ def blocked_attention(query, key, value, mask, scaling, valid=None):
     rows = max(16, room // (4 * at_once * groups * keys))
     query = (query * scaling).reshape(batch * kv_heads, groups, count, width)
     key, value = key.flatten(0, 1), value.flatten(0, 1)
+    mask = None if mask is None else mask.expand(batch, -1, -1, -1)
+    valid = None if valid is None else valid.expand(batch, -1)
     output = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=device)
     received = torch.zeros(batch * kv_heads, groups, keys, device=device)
     corner = torch.full((min(rows, count),) * 2, -torch.inf, device=device).triu(1)
     for head in range(0, batch * kv_heads, at_once):
         some = slice(head, head + at_once)
+        rows_of = torch.arange(head, head + at_once, device=device) // kv_heads
         for start in range(0, count, rows):
             stop = min(start + rows, count)
             seen = past + stop if mask is None else keys
@@ -227,19 +229,16 @@ def blocked_attention(query, key, value, mask, scaling, valid=None):
             if mask is None:
                 scores[..., past + start:] += corner[:n, :n]
             else:
-                hidden = ~mask[:, :, start:stop, :keys]  # (B, 1, n, keys)
-                of = torch.arange(head, head + at_once, device=device) // kv_heads
-                scores = scores.masked_fill(hidden[of] if len(hidden) > 1 else hidden, -torch.inf)
+                hidden = ~mask[rows_of, :, start:stop, :keys]  # (heads, 1, n, keys)
+                scores = scores.masked_fill(hidden, -torch.inf)
             chances = scores.softmax(-1)
             if mask is not None:  # a padded query may see nothing
-                blind = hidden.all(-1, keepdim=True)
-                chances = chances.masked_fill(blind[of] if len(blind) > 1 else blind, 0.0)
+                chances = chances.masked_fill(hidden.all(-1, keepdim=True), 0.0)
             if valid is None:
                 received[some, :, :seen] += chances.sum(2)
             else:
-                of = torch.arange(head, head + at_once, device=device) // kv_heads
-                weight = valid[of if len(valid) > 1 else torch.zeros_like(of), start:stop]
-                received[some, :, :seen] += torch.einsum("hgnk,hn->hgk", chances, weight.float())
+                weight = valid[rows_of, start:stop].float()
+                received[some, :, :seen] += torch.einsum("hgnk,hn->hgk", chances, weight)
             mixed = torch.bmm(chances.flatten(1, 2).to(value.dtype), value[some, :seen])
             output[some, :, start:stop] = mixed.view(-1, groups, n, value.shape[-1])
     return (output.view(batch, heads, count, -1), received.view(batch, heads, keys))
