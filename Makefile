@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --rerun-incomplete \
 	--quiet host
 
-.PHONY: help env study figures test unlock clean
+.PHONY: help env study figures bench peers test unlock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -23,6 +23,15 @@ study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full
 
 figures: env ## run every notebook of the full profile again: figures and verdicts from stored rows
 	$(SNAKEMAKE) --config profile=full --forceall
+
+bench: env ## time recording and pruning: PROFILE=quick (minutes, into build/), full (into data/bench)
+	$(BIN)/python -m vdp_utils.bench --profile $(PROFILE)
+
+peers: env ## the same beside kvpress, in an environment of its own (build/peers)
+	$(PYTHON) -m venv build/peers
+	build/peers/bin/python -m pip --disable-pip-version-check install --quiet \
+		--requirement requirements-peers.lock
+	PYTHONPATH=. build/peers/bin/python -m vdp_utils.peers --profile $(PROFILE)
 
 test: env ## the whole test suite
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -q tests

@@ -133,6 +133,9 @@ def test_naming_and_description_answers_name_exactly_what_is_there():
             question = dialogues.ask(scene, kind, rng)
             assert named(question.answer) == set(scene.counts) == set(question.nouns)
             assert question.options == ()
+            if kind == "naming":  # largest first, with articles
+                names = [re.fullmatch("an? (.+)", name)[1] for name in question.answer.split(", ")]
+                assert names == list(scene.counts)
         for sentence in question.answer.rstrip(".").split(". "):
             (noun,) = named(sentence)
             number = sentence.split()[2]

@@ -83,9 +83,17 @@ def test_the_base_model_is_not_resolved_with_the_other_packages():
     assert "llama-cpp-python" not in LOCKED
 
 
+def test_peers_run_on_the_same_torch_in_an_environment_of_their_own():
+    peers = pins(lines_of("requirements-peers.lock"))
+    assert peers["torch"] == DIRECT["torch"] and "kvpress" not in LOCKED
+    commands = recipe("peers")
+    assert "-m venv build/peers" in commands and "requirements-peers.lock" in commands
+
+
 def test_no_file_names_an_index():
     tracked = ["pyproject.toml", "requirements.lock", "requirements-base-model.lock"]
     tracked += ["environment.yml", "bootstrap.py", "Makefile", "Snakefile", ".ci/run"]
+    tracked += ["requirements-peers.lock"]
     for name in tracked:
         assert not re.search(r"index-url|find-links|https?://", (ROOT / name).read_text()), name
 
@@ -386,6 +394,7 @@ def test_make_targets_run_what_they_say():
     assert "--config profile=full" in recipe("study", "PROFILE=full")
     assert "--config profile=full --forceall" in recipe("figures")
     assert "TQDM_DISABLE=1 .venv/bin/python -m pytest -q tests" in recipe("test")
+    assert "-m vdp_utils.bench --profile full" in recipe("bench", "PROFILE=full")
     assert "VENV" not in recipe("clean") and ".venv" not in recipe("clean")
     for target in re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split():
         assert f"make {target}\t" in make("help")

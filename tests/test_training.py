@@ -184,7 +184,7 @@ def test_training_and_measurement_give_the_model_the_same_prompts(base, monkeypa
         assert ids.tolist() == prompts.asking(base, question, image).input_ids.tolist()
         assert answer == prompts.option_ids(base, question.answer) + end
         assert not question.options or question.answer in question.options
-    wanted = set(dialogues.QUESTION_KINDS) - (set() if image else {"relation"})
+    wanted = set(dialogues.QUESTION_KINDS) - (set() if image else {"relation", "naming"})
     assert wanted - {"description"} <= {question.kind for question in asked} <= wanted
 
 
@@ -458,6 +458,7 @@ def test_the_whole_recipe_runs_and_runs_again_without_learning(stand_in, tmp_pat
     assert metrics["tower"] == {"loss", "object_patch_accuracy"}
     assert metrics["projector"] == {"loss", "object_patch_accuracy", "place_accuracy"}
     assert {"image_presence", "words_presence"} <= metrics["oracle"]
+    assert {"image_naming"} <= metrics["naming"] and "blank_presence" not in metrics["naming"]
     assert {"blank_presence", "context_presence", "image_naming"} <= metrics["joint"]
     assert np.isfinite(log["value"]).all()
     first = embedded_folder(stand_in / "s")

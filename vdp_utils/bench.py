@@ -1,59 +1,293 @@
-"""`python -m vdp_utils.bench`: ratios side by side in one run, medians of alternating repeats."""
+"""`make bench`: what recording and pruning cost, side by side in one run.
+
+Every table has medians of alternating repeats after a warm-up: `recording` (time and peak memory
+against SDPA and eager), `pruning` (time to first token, time per token, peak memory and cache
+bytes of the three ways, on the embedded model and on a wider random one) and `sharing` (questions
+behind one cached prefix). A table is written after every length, and what it has is not measured
+again.
+"""
 
 import argparse
-import time
+import math
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from statistics import median
 
+import pandas as pd
 import torch
+from tqdm import tqdm
+from transformers import DynamicCache
 
-from vdp_utils import prompts
+from vdp_utils import figures, paths, prompts
+from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM, load_lvlm
 from vdp_utils.measure import condition, measure_sample, prefill
+from vdp_utils.pruning import WAYS, ContextPruner
+from vdp_utils.recording import decoder_of, record
+from vdp_utils.strategies import kept_count
+from vdp_utils.timing import (DEVICE, alternate, machine, peak_increase, prefill_and_decode, prompt,
+                              timed, wide_lvlm)
 
-
-def alternate(repeats: int, **tasks) -> dict[str, float]:
-    """Median seconds of each task, run in turn after one warm-up each."""
-    for task in tasks.values():
-        task()
-    seconds = {name: [] for name in tasks}
-    for _ in range(repeats):
-        for name, task in tasks.items():
-            started = time.perf_counter()
-            task()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: median(values) for name, values in seconds.items()}
-
-
-def shared_prefix_ratio(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> dict[str, float]:
-    """Seconds for six questions behind `length` tokens, each prompt alone and sharing a cache."""
-    sample = next(s for s in prompts.presence_samples("evaluation", 20) if len(s.questions) == 6)
-    one = condition(lvlm, "other", length)
-    times = alternate(repeats, alone=lambda: measure_sample(lvlm, sample, one, share=False),
-                      shared=lambda: measure_sample(lvlm, sample, one))
-    return times | {"ratio": times["alone"] / times["shared"]}
+LENGTHS = {"quick": (1024, 2048), "full": (1024, 2048, 4096, 8192)}  # context tokens
+RATES = (0.25, 0.5, 0.75, 0.9)
+EAGER_MAPS = 6 * 2**30  # bytes of attention maps up to which eager is run
 
 
 @torch.no_grad()
-def prefill_seconds(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> float:
-    """Median seconds to prefill image and `length` context tokens."""
-    sample = prompts.presence_samples("evaluation", 1)[0]
-    prefix = prompts.shared_prefix(lvlm, sample, "other", length)
-    return alternate(repeats, prefill=lambda: prefill(lvlm, prefix))["prefill"]
+def recording_table(model, length: int, repeats: int) -> pd.DataFrame:
+    """Seconds and peak memory of one prefill: SDPA, two recordings, and eager with its maps."""
+    inputs, kinds = prompt(model, length)
+    config = decoder_of(model).config
+
+    def run(recorder=None, **options):
+        with recorder() if recorder else nullcontext():
+            model(**inputs, use_cache=True, logits_to_keep=1, **options)
+
+    def eager():
+        before, config._attn_implementation = config._attn_implementation, "eager"
+        try:
+            run(output_attentions=True)
+        finally:
+            config._attn_implementation = before
+
+    tasks = {"SDPA": run,
+             "all queries": partial(run, partial(record, model, ("all",))),
+             "question": partial(run, partial(record, model, ("question",), kinds=kinds))}
+    tokens = inputs["input_ids"].shape[1]
+    if 4 * config.num_hidden_layers * config.num_attention_heads * tokens**2 <= EAGER_MAPS:
+        tasks["eager, all maps"] = eager
+    run()
+    memory = {name: peak_increase(task) for name, task in tasks.items()}
+    seconds = alternate(repeats, **tasks)
+    return pd.DataFrame([dict(length=length, setting=name, repeats=repeats, seconds=seconds[name],
+                              ratio=seconds[name] / seconds["SDPA"], peak_bytes=memory[name])
+                         for name in tasks])
+
+
+class Layers:
+    """Context manager: `model` has only the decoder layers of a slice."""
+
+    def __init__(self, model, part: slice):
+        self.decoder, self.part = decoder_of(model), part
+
+    def __enter__(self):
+        self.all = self.decoder.layers
+        self.decoder.layers = self.all[self.part]
+        self.depth, self.decoder.config.num_hidden_layers = (
+            self.decoder.config.num_hidden_layers, len(self.decoder.layers))
+
+    def __exit__(self, *exception):
+        self.decoder.layers, self.decoder.config.num_hidden_layers = self.all, self.depth
+
+
+def operations(config, tokens: int, layers: int) -> float:
+    """Multiply-adds x 2 of `layers` decoder layers over `tokens`: maps, and causal attention."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    maps = config.hidden_size * (width * (2 * heads + 2 * groups) + 3 * config.intermediate_size)
+    return layers * (2 * tokens * maps + 2 * tokens * (tokens + 1) * heads * width)
+
+
+def cache_bytes(config, tokens: int, itemsize: int = 4) -> int:
+    """2 x layers x key-value heads x width x tokens x bytes a number."""
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * tokens * itemsize
+
+
+@torch.no_grad()
+def pruning_table(model, length: int, repeats: int, rates=RATES) -> pd.DataFrame:
+    """One line a way and rate: time to first token, per token, memory, cache, and the bound.
+
+    The bound of `inflight` is the same layers alone at the lengths they see, timed in the same
+    rounds: those up to the scoring layer over the whole prompt, the others over what is kept.
+    """
+    inputs, kinds = prompt(model, length)
+    decoder, tokens = decoder_of(model), inputs["input_ids"].shape[1]
+    config, scored = decoder.config, len(decoder.layers) // 8 + 1
+    settings = [("none", 0.0)] + [(way, rate) for way in WAYS for rate in rates]
+    seconds = {setting: {"first": [], "token": [], "bound": []} for setting in settings}
+    memory, cached = {}, {}
+
+    def around(way, rate):
+        return (nullcontext() if way == "none"
+                else ContextPruner(rate, way=way, kinds=kinds)(model))
+
+    def first(way, rate):
+        with around(way, rate):
+            model(**inputs, use_cache=True, logits_to_keep=1)
+
+    def bound(short):
+        with Layers(model, slice(scored)):
+            model(**inputs, use_cache=True, logits_to_keep=1)
+        with Layers(model, slice(scored, None)):
+            decoder(inputs_embeds=short, past_key_values=DynamicCache(), use_cache=True)
+
+    first("none", 0.0)
+    for setting in settings:
+        memory[setting] = peak_increase(partial(first, *setting))
+    for number in range(repeats + 1):  # the first round warms up
+        for way, rate in settings:
+            with around(way, rate):
+                one = prefill_and_decode(model, inputs)
+            kept = tokens - length + kept_count(length, rate)
+            alone = timed(partial(bound, torch.randn(1, kept, config.hidden_size,
+                                                     device=model.device))) \
+                if way == "inflight" else float("nan")
+            cached[way, rate] = one.pop("cache_bytes")
+            if number:
+                for name, value in (one | dict(bound=alone)).items():
+                    seconds[way, rate][name].append(value)
+    whole, lines = operations(config, tokens, len(decoder.layers)), []
+    for way, rate in settings:
+        kept = tokens - length + kept_count(length, rate)
+        start = operations(config, tokens, scored)
+        work = {"none": whole, "kv": whole,
+                "inflight": start + operations(config, kept, len(decoder.layers) - scored),
+                "rerun": start + operations(config, kept, len(decoder.layers))}[way]
+        lines.append(dict(
+            length=length, way=way, rate=rate, repeats=repeats,
+            first_token_s=median(seconds[way, rate]["first"]),
+            token_s=median(seconds[way, rate]["token"]),
+            bound_s=median(seconds[way, rate]["bound"]), operations=work / whole,
+            peak_bytes=memory[way, rate], cache_bytes=cached[way, rate],
+            cache_formula=cache_bytes(config, kept)))
+    return pd.DataFrame(lines)
+
+
+def break_even(table: pd.DataFrame) -> pd.DataFrame:
+    """Generated tokens from which a way and rate is faster than no pruning; inf where it never is.
+
+    The least n with first_token + n x token below the same sum without pruning.
+    """
+    plain = table[table["way"] == "none"].set_index("length")
+    lines = []
+    for line in table[table["way"] != "none"].itertuples():
+        late = line.first_token_s - plain.loc[line.length, "first_token_s"]
+        gain = plain.loc[line.length, "token_s"] - line.token_s
+        pays = 0.0 if late < 0 else late / gain if gain > 0 else float("inf")
+        lines.append(dict(length=line.length, way=line.way, rate=line.rate, tokens=pays))
+    return pd.DataFrame(lines)
+
+
+@torch.no_grad()
+def sharing_table(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> pd.DataFrame:
+    """Seconds for one prefill, and for six questions behind it: each alone, and sharing a cache."""
+    sample = next(s for s in prompts.presence_samples("evaluation", 20) if len(s.questions) == 6)
+    one, prefix = condition(lvlm, "other", length), prompts.shared_prefix(lvlm, sample, "other",
+                                                                          length)
+    times = alternate(repeats, prefill=lambda: prefill(lvlm, prefix),
+                      alone=lambda: measure_sample(lvlm, sample, one, share=False),
+                      shared=lambda: measure_sample(lvlm, sample, one))
+    return pd.DataFrame([dict(length=length, setting=name, repeats=repeats, seconds=value)
+                         for name, value in times.items()])
+
+
+def run(folder: Path, lengths, repeats: int, parts=None) -> None:
+    """Measure every part that `folder` lacks: `<table>_<model>.csv`, a length at a time."""
+    embedded = partial(load_lvlm, "embedded-s", DEVICE)
+    makers = {"sharing_embedded-s": (lambda: embedded(), sharing_table, (1024,)),
+              "recording_embedded-s": (lambda: embedded().model, recording_table, lengths),
+              "pruning_embedded-s": (lambda: embedded().model, pruning_table, lengths),
+              "pruning_wide": (wide_lvlm, pruning_table, lengths)}
+    unknown = [part for part in parts or () if part not in makers]
+    if unknown:
+        raise VDPError(f"unknown part {unknown[0]!r}: choose from {', '.join(makers)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (load, make, wanted) in makers.items():
+        if parts and name not in parts:
+            continue
+        path = folder / f"{name}.csv"
+        done = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["length"])
+        missing = [n for n in wanted if n not in set(done["length"])]
+        model = load() if missing else None
+        for length in tqdm(missing, desc=name):
+            found = make(model, length, repeats=repeats).assign(**machine())
+            done = pd.concat([done, found]) if len(done) else found
+            done.to_csv(path, index=False, float_format="%.5g")
+
+
+MODELS = {"embedded S": "pruning_embedded-s", "1024 wide, 16 layers": "pruning_wide"}
+
+
+def tables_of(folder: Path) -> dict[str, pd.DataFrame]:
+    """The tables that `folder` has, by name."""
+    return {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+
+
+def draw(tables: dict[str, pd.DataFrame], folder: Path) -> None:
+    """The figures of the tables that are there."""
+    if "recording_embedded-s" in tables:
+        figures.save(figures.bench_recording(tables["recording_embedded-s"]), folder,
+                     "bench_recording")
+    pruned = {model: tables[name] for model, name in MODELS.items() if name in tables}
+    if pruned:
+        figures.save(figures.bench_pruning(pruned), folder, "bench_pruning")
+
+
+def report(tables: dict[str, pd.DataFrame], rate: float = 0.75) -> str:
+    """The tables in Markdown, as the README shows them; times are ratios within one run."""
+    parts = []
+    if "recording_embedded-s" in tables:
+        table = tables["recording_embedded-s"]
+        cells = [f"{line.ratio:.2f} ({line.peak_bytes / 2**20:.0f} MiB)" if line.setting != "SDPA"
+                 else f"{line.seconds:.2f} s ({line.peak_bytes / 2**20:.0f} MiB)"
+                 for line in table.itertuples()]
+        parts.append(_markdown(table.assign(cell=cells).pivot(
+            index="length", columns="setting", values="cell"), "context tokens",
+            ["SDPA", "all queries", "question", "eager, all maps"]))
+    for model, name in MODELS.items():
+        if name not in tables:
+            continue
+        table = tables[name].merge(break_even(tables[name]), on=["length", "way", "rate"])
+        plain = tables[name].query("way == 'none'").set_index("length").loc[table["length"]]
+        table = table[["length", "way", "rate", "operations", "bound_s", "tokens"]].assign(**{
+            column: table[column].to_numpy() / plain[column].to_numpy()
+            for column in ("first_token_s", "token_s", "peak_bytes", "cache_bytes")},
+            bound=table["bound_s"].to_numpy() / plain["first_token_s"].to_numpy())
+        table = table[table["rate"] == rate]
+        shown = pd.DataFrame({
+            "context tokens": table["length"], "way": table["way"],
+            "first token": table["first_token_s"].map("{:.2f}".format),
+            "its bound": table["bound"].map(lambda x: "" if pd.isna(x) else f"{x:.2f}"),
+            "operations": table["operations"].map("{:.2f}".format),
+            "each further token": table["token_s"].map("{:.2f}".format),
+            "peak memory": table["peak_bytes"].map("{:.2f}".format),
+            "cache": table["cache_bytes"].map("{:.2f}".format),
+            "pays from": table["tokens"].map(_tokens)})
+        parts.append(f"{model}, rate {rate}:\n\n" + _markdown(
+            shown.set_index("context tokens"), "context tokens"))
+    return "\n".join(parts)
+
+
+def _tokens(count: float) -> str:
+    """A break-even count in words."""
+    return ("never" if count == float("inf") else "the first token" if not count
+            else f"{math.ceil(count)} tokens")
+
+
+def _markdown(table: pd.DataFrame, index: str, columns=None) -> str:
+    columns = [c for c in columns or table.columns if c in table]
+    lines = [f"| {index} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for label, line in table[columns].fillna("").iterrows():
+        lines.append(f"| {label} | {' | '.join(map(str, line))} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.bench", description=__doc__)
-    parser.add_argument("--model", default="embedded-s")
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.bench", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--profile", choices=LENGTHS, default="quick", help="quick: two lengths, "
+                        "into build/quick/bench; full: all, into data/bench, as committed")
+    parser.add_argument("--lengths", nargs="+", type=int, metavar="TOKENS")
+    parser.add_argument("--parts", nargs="+", help="tables to measure, all by default")
+    parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
-    load_lvlm(options.model)  # converts the base model where that was not done yet
-    started = time.perf_counter()
-    lvlm = load_lvlm(options.model)
-    print(f"{options.model}, {torch.get_num_threads()} threads")
-    print(f"load                                 {time.perf_counter() - started:.2f} s")
-    print(f"prefill, 1024 context tokens         {prefill_seconds(lvlm):.2f} s")
-    times = shared_prefix_ratio(lvlm)
-    print(f"6 questions at 1024, each alone      {times['alone']:.2f} s")
-    print(f"6 questions at 1024, shared prefix   {times['shared']:.2f} s ({times['ratio']:.1f}x)")
+    folder = paths.bench(options.profile)
+    run(folder, options.lengths or LENGTHS[options.profile], options.repeats, options.parts)
+    tables = tables_of(folder)
+    draw(tables, paths.figures(options.profile))
+    print(report(tables))
 
 
 if __name__ == "__main__":

@@ -201,7 +201,8 @@ def ask(scene: Scene, kind: str, rng, held_out: bool = False, avoid=(),
         return Question(kind, text, NUMBERS[count - 1], NUMBERS, (noun,))
     if kind == "naming":
         text = _template(rng, "naming", held_out)
-        return Question(kind, text, ", ".join(scene.counts), (), tuple(scene.counts))
+        # with articles: after them each noun is one token of the embedded LVLM
+        return Question(kind, text, ", ".join(map(a, scene.counts)), (), tuple(scene.counts))
     if kind == "description":
         text = _template(rng, "description", held_out)
         return Question(kind, text, describe(scene, rng), (), tuple(scene.counts))

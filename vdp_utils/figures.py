@@ -123,12 +123,12 @@ def gallery(samples: list[Sample], columns: int = 4) -> Figure:
 
 def training_curves(log: pd.DataFrame) -> Figure:
     """Held-out metrics against the images trained on, one panel a stage."""
-    labels = {"tower": "1 tower", "projector": "2a projector", "oracle": "2b decoder on true nouns",
-              "joint": "2c all on images", "further": "2c continued"}
+    labels = {"tower": "tower", "projector": "projector", "oracle": "on true nouns",
+              "naming": "naming", "joint": "joint", "further": "joint, continued"}
     shown = {"object_patch_accuracy": "object patches", "image_presence": "presence, image",
              "words_presence": "presence, words", "image_position": "position, image",
              "blank_presence": "presence, blank image", "image_naming": "naming, image"}
-    stages = [s for s in labels if s in set(log["stage"])]
+    stages = list(log["stage"].unique())
     figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.7), sharey=True,
                                   layout="constrained", squeeze=False)
     palette = dict(zip(shown, sns.color_palette("colorblind", len(shown))))
@@ -146,4 +146,114 @@ def training_curves(log: pd.DataFrame) -> Figure:
     for axes in panels[0]:
         found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
     figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3)
+    return figure
+
+
+def proportion(summary: pd.DataFrame, curves: pd.DataFrame, lengths, model: str) -> Figure:
+    """F4: recall against the asked object's share of the image, by context kind and length."""
+    kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
+    figure, panels = plt.subplots(1, len(kinds), figsize=(WIDE, 2.7), sharey=True,
+                                  layout="constrained", squeeze=False)
+    colours = sns.color_palette("colorblind", len(lengths))
+    for axes, kind in zip(panels[0], kinds):
+        for number, length in enumerate(lengths):
+            part, curve = (rows[(rows["context_kind"] == kind) & (rows["context_length"] == length)]
+                           for rows in (summary, curves))
+            axes.plot(100 * curve["share"], curve["recall"], ("-", "--", "-.", ":")[number % 4],
+                      color=colours[number], linewidth=1)
+            axes.errorbar(100 * part["share"] * (1 + 0.06 * (number - 1)), part["value"],
+                          [part["value"] - part["low"], part["high"] - part["value"]],
+                          fmt="osD^"[number % 4], color=colours[number], elinewidth=0.8,
+                          capsize=1.5, label=f"{length} context tokens")
+        axes.set_xscale("log")
+        axes.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
+        axes.minorticks_off()
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(KINDS[kind][0])
+        axes.set_xlabel("share of the image (%)")
+    panels[0][0].set_ylabel("recall: 'yes' where it is there")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(lengths))
+    n = int(summary["n_images"].max())
+    figure.suptitle(f"{model}: points are quarters of the questions by share (95 % intervals over "
+                    f"up to {n} images), curves the logistic regression", fontsize=8)
+    return figure
+
+
+SETTINGS = {"all queries": "o-", "question": "s--", "eager, all maps": "^-."}
+WAY_STYLES = {"inflight": "o-", "rerun": "s--", "kv": "^-."}
+
+
+def _doubling(axes, lengths) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("context length (tokens)")
+
+
+def _where(table: pd.DataFrame) -> str:
+    """The machine a table was measured on, and its repeats."""
+    line = table.iloc[0]
+    return (f"{line['device']}, {line['threads']} threads, medians of {table['repeats'].min()} "
+            "alternating repeats")
+
+
+def bench_recording(table: pd.DataFrame) -> Figure:
+    """Time of a prefill relative to SDPA, and what it adds to peak memory, against length."""
+    figure, (times, memory) = plt.subplots(1, 2, figsize=(WIDE, 2.6), layout="constrained")
+    colours = sns.color_palette("colorblind", len(SETTINGS))
+    lengths = sorted(table["length"].unique())
+    for (setting, style), colour in zip(SETTINGS.items(), colours):
+        part = table[table["setting"] == setting]
+        label = f"recording, {setting}" if setting in ("all queries", "question") else setting
+        times.plot(part["length"], part["ratio"], style, color=colour, label=label)
+        memory.plot(part["length"], part["peak_bytes"] / 2**20, style, color=colour)
+    part = table[table["setting"] == "SDPA"]
+    times.axhline(1, color="0.4", linewidth=0.8)
+    memory.plot(part["length"], part["peak_bytes"] / 2**20, "D:", color="0.3", label="SDPA, plain")
+    times.set_yscale("log", base=2)
+    times.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
+    times.set_ylabel("time of a prefill / SDPA's")
+    memory.set_yscale("log")
+    memory.set_ylabel("peak memory it adds (MiB)")
+    for axes in (times, memory):
+        _doubling(axes, lengths)
+    figure.legend(loc="outside lower center", ncols=4)
+    figure.suptitle(f"Recording every layer of the embedded LVLM ({_where(table)})", fontsize=8)
+    return figure
+
+
+def bench_pruning(tables: dict[str, pd.DataFrame], rate: float = 0.75, length: int = 4096
+                  ) -> Figure:
+    """Time to first token and per token relative to no pruning; one line of panels a model."""
+    figure, panels = plt.subplots(len(tables), 3, figsize=(WIDE, 2.3 * len(tables)),
+                                  layout="constrained", squeeze=False, sharey="col")
+    colours = dict(zip(WAY_STYLES, sns.color_palette("colorblind", len(WAY_STYLES))))
+    for (model, table), (first, token, rates) in zip(tables.items(), panels):
+        plain = table[table["way"] == "none"].set_index("length")
+        table = table.join(plain[["first_token_s", "token_s"]], on="length", rsuffix="_plain")
+        for way, style in WAY_STYLES.items():
+            options = dict(color=colours[way], label=way)
+            part = table[(table["way"] == way) & (table["rate"] == rate)]
+            first.plot(part["length"], part["first_token_s"] / part["first_token_s_plain"], style,
+                       **options)
+            token.plot(part["length"], part["token_s"] / part["token_s_plain"], style, **options)
+            if way == "inflight":
+                first.plot(part["length"], part["bound_s"] / part["first_token_s_plain"], ":",
+                           color="0.2", label="bound of inflight: its layers alone")
+            part = table[(table["way"] == way) & (table["length"] == length)]
+            rates.plot(part["rate"], part["first_token_s"] / part["first_token_s_plain"], style,
+                       **options)
+        for axes, title in ((first, f"first token, rate {rate}"), (token, f"each further token, "
+                            f"rate {rate}"), (rates, f"first token, {length // 1024}k tokens")):
+            axes.axhline(1, color="0.4", linewidth=0.8)
+            axes.set_ylim(0, None)
+            axes.set_title(title)
+        for axes in (first, token):
+            _doubling(axes, sorted(table["length"].unique()))
+        rates.set_xlabel("pruning rate")
+        first.set_ylabel(f"{model}\ntime / no pruning's")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.suptitle(f"What pruning saves ({_where(next(iter(tables.values())))})", fontsize=8)
     return figure

@@ -1,11 +1,15 @@
 """What each notebook asks of its rows: a summary table, and a verdict by a rule set beforehand."""
 
 import json
+from collections import Counter
+from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy import special
 
-from vdp_utils import stats
+from vdp_utils import scenes, stats
 from vdp_utils.stats import Estimate, Verdict
 
 KINDS = ("same", "other", "mentions")
@@ -60,6 +64,100 @@ def decline_verdict(rows: pd.DataFrame) -> Verdict:
         stats.judge(bool(falls.all()), bool(falls.any())),
         f"drop in balanced accuracy from {shortest} to {longest} context tokens",
         drop, drop.n_images, DECLINE_RULE)
+
+
+PROPORTION_RULE = (
+    "Yes-questions only. Logistic regression of a right answer on log2 of the image share that the "
+    "asked object fills, log2(1 + context length) and their product. The product's coefficient "
+    "says whether length costs small objects more (above 0) or large ones (below 0). Reproduced if "
+    "its 95 % BCa interval over images lies above 0 for every context kind, also with the number "
+    "of objects and the noun's frequency and their products with length in the model; partly if "
+    "for at least one kind, else not reproduced.")
+SHARE, LENGTH, PRODUCT = "log2 share", "log2 length", "share x length"
+CONTROLS = ("objects", "frequency")
+
+
+def proportion_rows(rows: pd.DataFrame, samples) -> pd.DataFrame:
+    """F4: the yes-questions with the regression's predictors, each of mean 0 and spread 1.
+
+    `share x length` is the product of the scaled two. `frequency` is how many of 2000 training
+    scenes hold the noun, `objects` how many objects the scene has.
+    """
+    counts = {sample.image_id: len(sample.scene.items) for sample in samples}
+    frequency = noun_frequency()
+    yes = rows[rows["answer"] == "yes"].copy()
+    raw = {SHARE: np.log2(yes["target_share"]), LENGTH: np.log2(1 + yes["context_length"]),
+           "objects": yes["image_id"].map(counts), "frequency": yes["nouns"].map(frequency)}
+    for name, values in raw.items():
+        yes[name] = (values - values.mean()) / values.std()
+    yes[PRODUCT] = yes[SHARE] * yes[LENGTH]
+    for name in CONTROLS:
+        yes[f"{name} x length"] = yes[name] * yes[LENGTH]
+    return yes
+
+
+@lru_cache(maxsize=1)
+def noun_frequency(count: int = 2000) -> dict[str, int]:
+    """How many of the first `count` training scenes hold each noun."""
+    found = Counter(noun for i in range(count) for noun in scenes.compose("train", i).counts)
+    return {noun: found[noun] for noun in scenes.NOUNS}
+
+
+def proportion_tests(yes: pd.DataFrame) -> pd.DataFrame:
+    """F4: by context kind, the product's coefficient alone, controlled, and on the margin."""
+    alone = [SHARE, LENGTH, PRODUCT]
+    controlled = alone + [f"{name}{end}" for name in CONTROLS for end in ("", " x length")]
+    lines = []
+    for kind, part in yes.groupby("context_kind", sort=True):
+        for model, outcome, predictors, logistic in (
+                ("right answer", "correct", alone, True),
+                ("right answer, controlled", "correct", controlled, True),
+                ("margin (nats)", "margin", alone, False)):
+            lines.append(dict(context_kind=kind, model=model, **vars(stats.regression_effect(
+                part, outcome, predictors, PRODUCT, logistic))))
+    return pd.DataFrame(lines)
+
+
+def proportion_verdict(tests: pd.DataFrame, yes: pd.DataFrame) -> Verdict:
+    """F4 by PROPORTION_RULE; the estimate is the product's coefficient over all kinds together."""
+    judged = tests[tests["model"].str.startswith("right answer")]
+    holds = judged.assign(above=judged["low"] > 0).groupby("context_kind")["above"].all()
+    pooled = stats.regression_effect(yes, "correct", [SHARE, LENGTH, PRODUCT], PRODUCT)
+    return Verdict(
+        "F4", "Questions about objects that fill less of the image suffer more",
+        stats.judge(bool(holds.all()), bool(holds.any())),
+        "log-odds of a right answer per standard deviation of log share and of log length",
+        pooled, pooled.n_images, PROPORTION_RULE)
+
+
+def proportion_summary(yes: pd.DataFrame, bins: int = 4) -> pd.DataFrame:
+    """F4: recall by context kind, length and bin of equally many questions by share."""
+    edges = yes.drop_duplicates(["image_id", "question_id"])["target_share"].quantile(
+        np.linspace(0, 1, bins + 1)).to_numpy()
+    yes = yes.assign(bin=np.clip(np.searchsorted(edges, yes["target_share"], "right") - 1,
+                                 0, bins - 1))
+    lines = []
+    for (kind, length, number), part in yes.groupby(["context_kind", "context_length", "bin"]):
+        share = float(np.exp(np.log(part["target_share"]).mean()))
+        lines.append(dict(context_kind=kind, context_length=length, bin=number, share=share,
+                          **vars(stats.mean_estimate(part, "correct"))))
+    return pd.DataFrame(lines)
+
+
+def proportion_curves(yes: pd.DataFrame, points: int = 40) -> pd.DataFrame:
+    """F4: recall that the logistic regression expects, by context kind, length and share."""
+    predictors, lines = [SHARE, LENGTH, PRODUCT], []
+    shares = np.geomspace(yes["target_share"].min(), yes["target_share"].max(), points)
+    logs = np.log2(yes["target_share"])
+    scaled = (np.log2(shares) - logs.mean()) / logs.std()
+    for kind, part in yes.groupby("context_kind"):
+        x = np.column_stack([part[predictors].to_numpy(float), np.ones(len(part))])
+        (found,) = stats.regression(x, part["correct"].to_numpy(float), np.ones((1, len(part))))
+        for length, z in part.groupby("context_length")[LENGTH].first().items():
+            logits = found @ np.stack([scaled, np.full(points, z), scaled * z, np.ones(points)])
+            lines += [dict(context_kind=kind, context_length=length, share=share, recall=recall)
+                      for share, recall in zip(shares, special.expit(logits))]
+    return pd.DataFrame(lines)
 
 
 def table(summary: pd.DataFrame, measure: str) -> pd.DataFrame:

@@ -27,6 +27,11 @@ def figures(profile: str, given: str = "") -> Path:
     return _folder(profile, given, "figures", f"build/{profile}/figures")
 
 
+def bench(profile: str) -> Path:
+    """Folder of the profile's benchmark tables: data/bench for `full`, else under build/."""
+    return _folder(profile, "", "data/bench", f"build/{profile}/bench")
+
+
 def versions() -> str:
     """The versions that a notebook ran with, in one line."""
     return ", ".join(f"{name} {version(name)}" for name in SHOWN)

@@ -244,12 +244,12 @@ def blocked_attention(query, key, value, mask, scaling, valid=None):
     return (output.view(batch, heads, count, -1), received.view(batch, heads, keys))
 
 
-def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     recorders = [r for r in _ACTIVE.get(module, ())
                  if r.decoding or query.shape[2] > 1 or key.shape[2] == 1]
     if not recorders:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling,
-                                      **kwargs)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
+                                      scaling=scaling, **kwargs)
     for name in ("softcap", "position_bias", "s_aux"):
         if kwargs.get(name) is not None:
             raise VDPError(f"attention with {name} cannot be recorded")
@@ -285,7 +285,7 @@ def _attention(module, query, key, value, attention_mask, scaling=None, **kwargs
             found.states = query, key, value
     if output is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask,
-                                           scaling=scaling, **kwargs)
+                                           dropout=dropout, scaling=scaling, **kwargs)
     return output, None
 
 

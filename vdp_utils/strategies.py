@@ -130,10 +130,12 @@ def h2o(e: Evidence):
 
 @strategy("window")
 def snapkv(e: Evidence):
-    """Attention from the last `window` queries, heads' mean, average-pooled by 5 along the
-    sequence (SnapKV, Li et al., arXiv 2404.14469)."""
+    """Attention from the last `window` queries, heads' mean, average-pooled by 5 over the tokens
+    before them; what stands among the last `window` stays (SnapKV, Li et al., arXiv 2404.14469)."""
     scores = e.received["window"].mean(0)
-    pooled = F.avg_pool1d(scores[None], 5, stride=1, padding=2)[0]
+    pooled, before = torch.full_like(scores, scores.max() + 1), e.real.nonzero()[:-e.window, 0]
+    if len(before):
+        pooled[before] = F.avg_pool1d(scores[before][None], 5, stride=1, padding=2)[0]
     return pooled[e.candidates]
 
 

@@ -9,10 +9,11 @@ from vdp_utils.lvlm import LVLM, MODELS, SIZES, build_embedded
 from vdp_utils.training.dialogue import (add_lora, export, load_export, train_answers,
                                          train_projector)
 from vdp_utils.training.loop import DEVICE, load_stage
+from vdp_utils.training.packing import NAMING_QUESTIONS, ORACLE_QUESTIONS
 from vdp_utils.training.tower import train_tower
 
 # stage -> share of the minutes
-SHARES = {"tower": 0.25, "projector": 0.2, "oracle": 0.25, "joint": 0.3}
+SHARES = {"tower": 0.2, "projector": 0.15, "oracle": 0.25, "naming": 0.2, "joint": 0.2}
 
 
 def main() -> None:
@@ -46,9 +47,12 @@ def main() -> None:
         train_tower(shared, minutes["tower"], shared_log, tower)
         add_lora(model)
         train_projector(shared, minutes["projector"], shared_log, lvlm)
-        train_answers(own, "oracle", minutes["oracle"], log, lvlm, {"decoder": 1e-3}, oracle=True)
+        train_answers(own, "oracle", minutes["oracle"], log, lvlm, {"decoder": 1e-3}, oracle=True,
+                      questions=ORACLE_QUESTIONS, batch=8)
         load_stage(shared, "projector", {"tower": tower,
                                          "projector": model.model.multi_modal_projector})
+        train_answers(own, "naming", minutes["naming"], log, lvlm, {"decoder": 1e-3},
+                      questions=NAMING_QUESTIONS, batch=32)
     train_answers(own, stage, minutes[stage], log, lvlm,
                   {"decoder": 3e-4, "projector": 2e-4, "tower": 5e-5})
     export(lvlm, layers, folder)

@@ -13,7 +13,7 @@ from vdp_utils import dialogues, scenes
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM, base_gguf, file_hash
 from vdp_utils.training.loop import DEVICE, Run, trainable
-from vdp_utils.training.packing import MAX_CONTEXT, ORACLE_QUESTIONS, Packed, PackedDialogues
+from vdp_utils.training.packing import MAX_CONTEXT, Packed, PackedDialogues
 from vdp_utils.training.tower import BACKGROUND, GRID, LabelledScenes, object_accuracy
 
 RANK = 64
@@ -136,31 +136,34 @@ def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], oracle=None) -> dict[
 
 
 def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM, rates: dict,
-                  oracle: bool = False, batch: int = 8) -> None:
-    """Questions on images, or with `oracle` on true noun and place embeddings as patches."""
+                  oracle: bool = False, questions: dict | None = None, batch: int = 16) -> None:
+    """Questions on images, or with `oracle` on true noun and place embeddings as patches.
+
+    Parts without a learning rate in `rates` stay as they are. With `questions` (how many of each
+    kind) no contexts and no scenes in words: a skill appears suddenly, and sooner where nothing
+    stands between image and question.
+    """
     model = lvlm.model
-    modules = {"decoder": model.model.language_model}
-    if not oracle:
-        modules |= {"projector": model.model.multi_modal_projector,
-                    "tower": model.model.vision_tower}
-    run = Run(folder, name, minutes, modules, rates, log)
+    parts = {"decoder": model.model.language_model, "tower": model.model.vision_tower,
+             "projector": model.model.multi_modal_projector}
+    run = Run(folder, name, minutes, {key: parts[key] for key in rates}, rates, log)
     nouns, places = noun_embeddings(lvlm), place_embeddings(lvlm)
     truth_features = (lambda labels: nouns[labels.to(DEVICE)] + places) if oracle else None
     held_out = {"image": dict(image=True, context=0), "words": dict(image=False, context=0)}
-    if not oracle:
+    if not questions:
         held_out |= {"context": dict(image=True, context=512), "blank": dict(image=True, context=0)}
     validation = {key: [PackedDialogues(lvlm, "validation", batch=8, **fixed).make(n)
                         for n in range(4)] for key, fixed in held_out.items()}
-    # The skill appears suddenly, and sooner where nothing stands between image and question.
-    plain = dict(image=True, context=0, questions=ORACLE_QUESTIONS) if oracle else {}
+    plain = dict(image=True, context=0, questions=questions) if questions else {}
     data = PackedDialogues(lvlm, "train", run.step + (0 if oracle else 10**6), batch, **plain)
     batches = DataLoader(data, batch_size=None, num_workers=1)
     for packed in run.steps(batches, lambda: evaluate(lvlm, validation, truth_features), warmup=40):
         with torch.autocast(DEVICE, torch.bfloat16):
             features = None
             if packed.pixels is not None:
-                features = (truth_features(packed.labels) if oracle
-                            else image_features(model, packed.pixels))
+                with torch.set_grad_enabled("tower" in rates):
+                    features = (truth_features(packed.labels) if oracle
+                                else image_features(model, packed.pixels))
             logits, truth = answers(lvlm, packed, features)
         weights = packed.weights[packed.weights > 0].to(DEVICE)
         loss = F.cross_entropy(logits, truth, reduction="none") @ weights / weights.sum()

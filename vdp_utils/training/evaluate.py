@@ -5,6 +5,7 @@ with intervals over images. Resumable; rows are kept in `build/results/held_out`
 """
 
 import argparse
+import re
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ def naming_f1(lvlm: LVLM, samples: list[prompts.Sample]) -> stats.Estimate:
     for sample in tqdm(samples, desc="naming"):
         prefix = prompts.shared_prefix(lvlm, sample, "same", 0)
         text = generate(lvlm, prefix, None, prompts.asking(lvlm, sample.questions[0]), MAX_NAMES)
-        found, true = {word.strip() for word in text.split(",")} - {""}, set(sample.scene.counts)
+        found = {re.sub("^an? ", "", name.strip()) for name in text.split(",")} - {""}
+        true = set(sample.scene.counts)
         scores.append(2 * len(found & true) / (len(found) + len(true)))
     return stats.Estimate(*stats.bca(np.mean, scores), len(scores), len(scores))
 

@@ -10,11 +10,13 @@ from vdp_utils import dialogues, prompts, scenes
 from vdp_utils.lvlm import LVLM
 from vdp_utils.training.tower import GRID, labelled
 
-QUESTIONS = {"presence": 10, "position": 6, "relation": 3, "counting": 2, "naming": 1}
-ORACLE_QUESTIONS = {"presence": 5, "position": 8, "relation": 2}  # naming's loss drowns position's
+QUESTIONS = {"presence": 5, "position": 3, "relation": 2, "counting": 1, "naming": 1}
+# Of the steps before the joint one: naming's loss drowns position's until position is learned.
+ORACLE_QUESTIONS = {"presence": 5, "position": 8, "relation": 2}
+NAMING_QUESTIONS = {"naming": 1, "presence": 1, "position": 1}
 DESCRIPTION_RATE = 0.1  # share of images with a description among the questions
 TEXT_ONLY_RATE, CONTEXT_RATE = 0.15, 0.4  # shares of batches
-WEIGHTS = {"naming": 3.0, "position": 2.0}  # a question's weight in the loss, 1 where not listed
+WEIGHTS = {"naming": 6.0, "position": 2.0}  # a question's weight in the loss, 1 where not listed
 MAX_CONTEXT = 512  # longest training context, tokens
 
 
@@ -96,7 +98,7 @@ class PackedDialogues(IterableDataset):
         if rng.random() < DESCRIPTION_RATE:
             kinds.append("description")
         asked = [dialogues.ask(scene, kind, rng) for kind in kinds
-                 if image or kind != "relation"]  # words do not tell relations
+                 if image or kind not in ("relation", "naming")]  # words tell no places or sizes
         asked = [question for question in asked if question]
         if image:
             start = self.opening(True)

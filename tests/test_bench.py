@@ -1,0 +1,131 @@
+"""The benchmark's bookkeeping: what is timed is what is said, and nothing is measured twice."""
+
+import math
+
+import pandas as pd
+import pytest
+import torch
+
+from vdp_utils import bench, timing
+from vdp_utils.errors import VDPError
+from vdp_utils.recording import decoder_of
+from vdp_utils.tokens import Kind
+
+
+@pytest.fixture(scope="module")
+def model():
+    return timing.wide_lvlm(hidden=64, layers=4)
+
+
+@pytest.fixture(scope="module")
+def pruned(model):
+    return bench.pruning_table(model, 100, repeats=1, rates=(0.5,))
+
+
+def test_a_prompt_has_as_many_tokens_of_each_kind_as_it_says(model):
+    inputs, kinds = timing.prompt(model, 300)
+    counts = [int((kinds == kind).sum()) for kind in Kind]
+    assert counts == [4, timing.IMAGE_TOKENS, 300, timing.QUESTION_TOKENS]
+    assert ((inputs["input_ids"] == model.config.image_token_id) == (kinds == Kind.IMAGE)).all()
+
+
+def test_recording_is_compared_with_plain_and_eager_attention(model):
+    table = bench.recording_table(model, 80, repeats=2).set_index("setting")
+    assert list(table.index) == ["SDPA", "all queries", "question", "eager, all maps"]
+    assert table.loc["SDPA", "ratio"] == 1 and (table["seconds"] > 0).all()
+    assert decoder_of(model).config._attn_implementation == "sdpa"
+
+
+def test_eager_is_left_out_where_its_maps_would_not_fit(model, monkeypatch):
+    monkeypatch.setattr(bench, "EAGER_MAPS", 1000)
+    assert "eager, all maps" not in set(bench.recording_table(model, 80, repeats=1)["setting"])
+
+
+def test_cache_bytes_equal_their_formula_for_every_way(pruned):
+    assert list(pruned["way"]) == ["none", "inflight", "rerun", "kv"]
+    assert (pruned["cache_bytes"] == pruned["cache_formula"]).all()
+    whole, half = pruned["cache_bytes"].iloc[0], pruned["cache_bytes"].iloc[1]
+    assert whole / half == pytest.approx((104 + 100 + 16) / (104 + 50 + 16))
+
+
+def test_only_inflight_has_a_bound_and_kv_saves_no_operations(pruned):
+    table = pruned.set_index("way")
+    assert table["bound_s"].notna().to_dict() == dict(none=False, inflight=True, rerun=False,
+                                                      kv=False)
+    work = table["operations"]
+    assert work["none"] == work["kv"] == 1 and work["inflight"] < work["rerun"]
+
+
+def test_operations_are_those_of_the_maps_and_of_causal_attention(model):
+    config = decoder_of(model).config
+    layer = decoder_of(model).layers[0]
+    maps = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    pairs = sum(range(1, 8))  # 7 queries see 1, 2 ... 7 keys
+    attention = 2 * 2 * pairs * config.num_attention_heads * config.head_dim
+    assert bench.operations(config, 7, 3) == 3 * (2 * 7 * maps + attention)
+
+
+def test_layers_alone_leave_the_model_as_it_was(model):
+    inputs, _ = timing.prompt(model, 20)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        with bench.Layers(model, slice(1)):
+            short = model(**inputs).logits
+        after = model(**inputs).logits
+    assert not torch.equal(before, short) and torch.equal(before, after)
+
+
+def test_break_even_is_where_both_take_as_long():
+    line = dict(length=64, rate=0.5, bound_s=math.nan)
+    table = pd.DataFrame([line | dict(way="none", first_token_s=10.0, token_s=2.0),
+                          line | dict(way="inflight", first_token_s=4.0, token_s=1.0),
+                          line | dict(way="kv", first_token_s=11.0, token_s=1.5),
+                          line | dict(way="rerun", first_token_s=11.0, token_s=2.0)])
+    found = bench.break_even(table).set_index("way")["tokens"]
+    assert found.to_dict() == dict(inflight=0.0, kv=2.0, rerun=math.inf)
+
+
+def test_peak_increase_sees_what_a_call_holds():
+    def hold():
+        return torch.ones(64, 2**20).sum()
+
+    found = timing.peak_increase(hold)
+    assert found is None or 250 * 2**20 < found < 400 * 2**20
+
+
+def test_parts_that_are_there_are_not_measured_again(tmp_path, monkeypatch, model):
+    calls = []
+
+    def table(model, length, repeats):
+        calls.append(length)
+        return pd.DataFrame([dict(length=length, way="none", rate=0.0, repeats=repeats)])
+
+    monkeypatch.setattr(bench, "pruning_table", table)
+    monkeypatch.setattr(bench, "wide_lvlm", lambda: model)
+    bench.run(tmp_path, (64, 128), 2, ["pruning_wide"])
+    bench.run(tmp_path, (64, 128, 256), 2, ["pruning_wide"])
+    assert calls == [64, 128, 256]
+    stored = pd.read_csv(tmp_path / "pruning_wide.csv")
+    assert list(stored["length"]) == calls and {"device", "threads", "torch"} <= set(stored)
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    with pytest.raises(VDPError, match="unknown part 'speed'.*recording_embedded-s"):
+        bench.run(tmp_path, (64,), 1, ["speed"])
+
+
+def test_figures_are_drawn_from_the_stored_tables(tmp_path, pruned, model):
+    pruned.assign(length=4096, rate=[0, .75, .75, .75], **timing.machine()).to_csv(
+        tmp_path / "pruning_wide.csv", index=False)
+    bench.recording_table(model, 80, 1).assign(**timing.machine()).to_csv(
+        tmp_path / "recording_embedded-s.csv", index=False)
+    tables = bench.tables_of(tmp_path)
+    bench.draw(tables, tmp_path / "figures")
+    names = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"bench_{part}.{suffix}" for part in ("recording", "pruning")
+                     for suffix in ("png", "pdf")}
+    text = bench.report(tables)
+    assert "| 80 | " in text and "1024 wide, 16 layers, rate 0.75:" in text
+    (line,) = [line for line in text.splitlines() if "| kv |" in line]
+    cells = [cell.strip() for cell in line.split("|")]
+    assert cells[1:3] == ["4096", "kv"] and cells[5] == "1.00" and cells[8] == "0.77"

@@ -1,0 +1,159 @@
+"""F4 on rows whose truth is built in: who loses what as the context grows."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+from scipy import special
+
+from vdp_utils import figures, findings, scenes, stats
+from vdp_utils.errors import VDPError
+
+LENGTHS = (0, 256, 1024, 4096)
+
+
+def rows_with(product, images=80, seed=0, kinds=("other",), objects=0.0):
+    """Yes- and no-questions; log-odds of a right yes: 1 + share - length + product x both."""
+    rng, lines = np.random.default_rng(seed), []
+    for image in range(images):
+        items = int(rng.integers(1, 9))
+        for question in range(4):
+            noun = scenes.NOUNS[int(rng.integers(len(scenes.NOUNS)))]
+            share = float(2.0 ** rng.uniform(-6.6, -1.4))
+            for kind in kinds:
+                for length in LENGTHS:
+                    a, b = (np.log2(share) + 4) / 1.5, (np.log2(1 + length) - 7.5) / 4.7
+                    odds = 1 + a - b + product * a * b + objects * (items - 4.5) / 2.3 * b
+                    yes = question % 2 == 0
+                    correct = bool(rng.random() < special.expit(odds if yes else 1))
+                    lines.append(dict(
+                        image_id=f"i{image:02d}", question_id=str(question), nouns=noun,
+                        context_kind=kind, context_length=length, correct=correct,
+                        answer="yes" if yes else "no", target_share=share if yes else 0.0,
+                        margin=odds + rng.normal(), items=items))
+    return pd.DataFrame(lines)
+
+
+def samples_of(rows):
+    return [SimpleNamespace(image_id=image, scene=SimpleNamespace(items=[None] * int(n)))
+            for image, n in rows.groupby("image_id")["items"].first().items()]
+
+
+def proportion(rows):
+    return findings.proportion_rows(rows, samples_of(rows))
+
+
+# ---- regression
+
+
+def test_logistic_regression_maximises_the_penalised_likelihood():
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(size=(300, 2)), np.ones(300)])
+    y = (rng.random(300) < special.expit(x @ [1.0, -0.5, 0.3])).astype(float)
+    weights = rng.integers(0, 3, (4, 300)).astype(float)
+    found = stats.regression(x, y, weights)
+    for line, w in zip(found, weights):
+        gradient = (w * (y - special.expit(x @ line))) @ x - 1e-3 * line
+        assert np.abs(gradient).max() < 1e-4
+    assert found[0] == pytest.approx([1.0, -0.5, 0.3], abs=0.5)
+
+
+def test_least_squares_is_numpys():
+    rng = np.random.default_rng(1)
+    x, y = rng.normal(size=(50, 3)), rng.normal(size=50)
+    (found,) = stats.regression(x, y, np.ones((1, 50)), logistic=False)
+    assert found == pytest.approx(np.linalg.lstsq(x, y)[0], abs=1e-6)
+
+
+def test_separated_answers_give_a_finite_slope():
+    x = np.column_stack([np.arange(10.0) - 4.5, np.ones(10)])
+    (found,) = stats.regression(x, (x[:, 0] > 0).astype(float), np.ones((1, 10)))
+    assert np.isfinite(found).all() and found[0] > 1
+
+
+def test_an_effect_s_interval_resamples_whole_images():
+    """Ten copies of each row say nothing new: the interval stays as wide."""
+    rows = proportion(rows_with(0.5, images=30))
+    once, tenfold = (stats.regression_effect(part, "margin", [findings.SHARE], findings.SHARE,
+                                             logistic=False)
+                     for part in (rows, pd.concat([rows] * 10)))
+    assert once.value == pytest.approx(tenfold.value)
+    assert once.high - once.low == pytest.approx(tenfold.high - tenfold.low, rel=1e-3)
+    assert once.n_images == 30
+
+
+def test_an_effect_must_be_a_predictor():
+    rows = proportion(rows_with(0, images=5))
+    with pytest.raises(VDPError, match="'size' is not among"):
+        stats.regression_effect(rows, "correct", [findings.SHARE], "size")
+
+
+# ---- F4
+
+
+def test_only_yes_questions_count_and_predictors_are_scaled():
+    rows = proportion(rows_with(0.5))
+    assert set(rows["answer"]) == {"yes"}
+    for name in (findings.SHARE, findings.LENGTH, *findings.CONTROLS):
+        assert rows[name].mean() == pytest.approx(0, abs=1e-9)
+        assert rows[name].std() == pytest.approx(1)
+    assert (rows[findings.PRODUCT] == rows[findings.SHARE] * rows[findings.LENGTH]).all()
+
+
+def test_frequency_counts_training_scenes():
+    found = findings.noun_frequency()
+    with_cow = sum("cow" in scenes.compose("train", i).counts for i in range(2000))
+    assert found["cow"] == with_cow > 0 and set(found) == set(scenes.NOUNS)
+
+
+@pytest.mark.parametrize("product, expected", [(0.8, "reproduced"), (0.0, "not reproduced"),
+                                               (-0.8, "not reproduced")])
+def test_the_verdict_finds_the_interaction_that_is_built_in(product, expected):
+    rows = proportion(rows_with(product))
+    tests = findings.proportion_tests(rows)
+    verdict = findings.proportion_verdict(tests, rows)
+    assert verdict.verdict == expected and verdict.n == 80
+    assert verdict.estimate.low - 0.1 < product < verdict.estimate.high + 0.1
+
+
+def test_an_interaction_of_one_kind_alone_is_partly():
+    rows = pd.concat([rows_with(0.8), rows_with(-0.2, kinds=("same",), seed=1)])
+    rows = proportion(rows)
+    tests = findings.proportion_tests(rows)
+    assert findings.proportion_verdict(tests, rows).verdict == "partly"
+
+
+def test_controls_take_what_is_due_to_the_number_of_objects():
+    """Where crowded scenes suffer more and hold the smaller objects, size is not to blame."""
+    rows = rows_with(0.0, objects=-1.2, images=200)
+    yes = rows["answer"] == "yes"
+    rows.loc[yes, "target_share"] = 0.35 / rows.loc[yes, "items"] ** 1.2 * np.exp(
+        np.random.default_rng(0).normal(0, 0.1, yes.sum()))
+    tests = findings.proportion_tests(proportion(rows)).set_index("model")
+    assert tests.loc["right answer", "low"] > 0
+    assert tests.loc["right answer, controlled", "low"] < 0
+
+
+def test_bins_hold_a_quarter_of_the_questions_each():
+    rows = proportion(rows_with(0.5))
+    summary = findings.proportion_summary(rows)
+    for _, part in summary.groupby("context_length"):
+        assert list(part["bin"]) == [0, 1, 2, 3] and part["n_rows"].sum() == 160
+        assert part["n_rows"].min() >= 39 and part["share"].is_monotonic_increasing
+
+
+def test_curves_are_the_regression_s_and_the_figure_draws_both():
+    rows = proportion(rows_with(0.5, kinds=("same", "other")))
+    curves = findings.proportion_curves(rows)
+    far = rows[(rows["context_length"] == 4096) & (rows["context_kind"] == "other")]
+    line = curves[(curves["context_length"] == 4096) & (curves["context_kind"] == "other")]
+    expected = np.interp(np.log(far["target_share"]), np.log(line["share"]), line["recall"])
+    assert expected.mean() == pytest.approx(far["correct"].mean(), abs=0.06)
+    figure = figures.proportion(findings.proportion_summary(rows), curves, [0, 1024, 4096], "S")
+    assert [axes.get_title() for axes in figure.axes] == [
+        figures.KINDS[kind][0] for kind in ("same", "other")]
+    assert "80 images" in figure.get_suptitle()
+    assert len(figure.axes[0].get_legend_handles_labels()[1]) == 3
+    plt.close(figure)

@@ -1,0 +1,152 @@
+"""`make peers`: kvpress beside this study's strategies and ways, in an environment of its own.
+
+kvpress (Devoto et al., arXiv 2510.00636) needs an older transformers than the study; this module
+runs under that one (requirements-peers.lock). It compares scores on the same tensors, and times
+prefill and decoding in alternating repeats, on the wide random model of `timing`.
+"""
+
+import argparse
+import contextlib
+from importlib.metadata import version
+from statistics import median
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from vdp_utils import paths, timing
+from vdp_utils.recording import decoder_of, record
+from vdp_utils.strategies import STRATEGIES, Evidence
+from vdp_utils.tokens import Kind
+
+WINDOW = 16
+
+
+def presses(rate: float) -> dict:
+    """The peers, set to score what this study's strategies score: no sinks, the same window."""
+    from kvpress import ExpectedAttentionPress, ObservedAttentionPress, SnapKVPress
+
+    return {"SnapKV": SnapKVPress(rate, window_size=WINDOW),
+            "ObservedAttention": ObservedAttentionPress(rate),
+            "ExpectedAttention": ExpectedAttentionPress(rate, n_sink=0)}
+
+
+OURS = {"SnapKV": "snapkv", "ObservedAttention": "received_normalised",
+        "ExpectedAttention": "expected_attention"}
+
+
+def given_statistics(press, states):
+    """Let ExpectedAttention take its mean and covariance from the queries that we record."""
+    queries = states[0].float()
+    mean = queries.mean(2)
+    centred = queries - mean[:, :, None]
+    covariance = centred.transpose(2, 3) @ centred / queries.shape[2]
+    press.get_query_statistics = lambda module, hidden: (mean, covariance)
+
+
+@torch.no_grad()
+def scores_table(model, length: int = 512, layer: int = 2) -> pd.DataFrame:
+    """Their score of every context token against ours, from the same pass over the same prompt.
+
+    `difference` is the largest over tokens, relative to the largest score; `ranks` the rank
+    correlation. ExpectedAttention stands twice: with its own query statistics, which average the
+    rotations of the next 512 positions, and with the prompt's own, which ours takes.
+    """
+    inputs, kinds = timing.prompt(model, length)
+    decoder = decoder_of(model)
+    module, seen = decoder.layers[layer].self_attn, {}
+
+    def keep(module, args, kwargs, output):
+        seen.update(hidden=kwargs["hidden_states"], turns=kwargs["position_embeddings"])
+
+    hook = module.register_forward_hook(keep, with_kwargs=True)
+    with record(model, ("all", "window"), states=True, layers=[layer], window=WINDOW) as found:
+        model(**inputs, use_cache=True)
+    hook.remove()
+    states, tokens = found[layer].states, kinds.shape[1]
+    module.rotary_emb = decoder.rotary_emb
+    groups = module.config.num_attention_heads // module.config.num_key_value_heads
+    maps = (states[0] * module.scaling) @ states[1].repeat_interleave(groups, 1).transpose(2, 3)
+    maps = (maps + torch.full((tokens, tokens), -torch.inf).triu(1)).softmax(-1)
+    real = torch.ones(tokens, dtype=torch.bool)
+    evidence = Evidence(kinds[0], real, (kinds[0] == Kind.CONTEXT).nonzero()[:, 0], heads="mean",
+                        window=WINDOW)
+    evidence.received = {name: x[0] for name, x in found[layer].received.items()}
+    evidence.queries, evidence.keys, evidence.values = (x[0] for x in states)
+    lines = []
+
+    def compare(peer, note, press):
+        theirs = press.score(module, seen["hidden"], states[1], states[2],
+                             maps if peer != "ExpectedAttention" else None,
+                             {"position_embeddings": seen["turns"]})
+        theirs = theirs[0].mean(0)[evidence.candidates]
+        ours = STRATEGIES[OURS[peer]].score(evidence)
+        scale = ours.abs().max()
+        if peer == "SnapKV":  # they average over the window's queries, ours adds up
+            theirs = theirs * WINDOW
+        ranks = pd.Series(theirs.numpy()).corr(pd.Series(ours.numpy()), method="spearman")
+        lines.append(dict(peer=peer, ours=OURS[peer], note=note, tokens=len(ours), ranks=ranks,
+                          difference=float((theirs - ours).abs().max() / scale)))
+
+    for peer, press in presses(0.5).items():
+        compare(peer, "", press)
+        if peer == "ExpectedAttention":
+            lines[-1]["note"] = "own query statistics"
+            given_statistics(press, states)
+            compare(peer, "the same query statistics", press)
+    return pd.DataFrame(lines)
+
+
+@torch.no_grad()
+def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.DataFrame:
+    """Seconds to the first token and per token: no pruning, our ways, and the peers."""
+    from vdp_utils.pruning import WAYS, ContextPruner
+
+    inputs, kinds = timing.prompt(model, length)
+    around = {"none": contextlib.nullcontext}
+    around |= {f"{way}, received": lambda way=way: ContextPruner(rate, way=way, kinds=kinds)(model)
+               for way in WAYS}
+    around |= {f"kvpress {name}": lambda press=press: press(model)
+               for name, press in presses(rate).items()}
+    config = decoder_of(model).config
+    rows = {name: [] for name in around}
+    for number in range(repeats + 1):
+        for name, make in around.items():
+            before = config._attn_implementation
+            if "Observed" in name:  # it reads the maps, which only eager attention returns
+                config._attn_implementation = "eager"
+            try:
+                with make():
+                    values = timing.prefill_and_decode(model, inputs)
+            finally:
+                config._attn_implementation = before
+            if number:
+                rows[name].append(values)
+    return pd.DataFrame([
+        dict(length=length, rate=rate, setting=name, repeats=repeats,
+             first_token_s=median(one["first"] for one in values),
+             token_s=median(one["token"] for one in values),
+             cache_bytes=values[0]["cache_bytes"]) for name, values in rows.items()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.peers", description=__doc__)
+    parser.add_argument("--profile", choices=("quick", "full"), default="quick",
+                        help="full writes data/bench, as committed; quick build/quick/bench")
+    parser.add_argument("--lengths", nargs="+", type=int, default=(1024, 2048), metavar="TOKENS")
+    parser.add_argument("--repeats", type=int, default=5)
+    options = parser.parse_args()
+    folder = paths.bench(options.profile)
+    about = timing.machine() | dict(kvpress=version("kvpress"))
+    model = timing.wide_lvlm()
+    folder.mkdir(parents=True, exist_ok=True)
+    tables = {"peers_scores": scores_table(model),
+              "peers_times": pd.concat([times_table(model, length, options.repeats)
+                                        for length in tqdm(options.lengths, desc="peers")])}
+    for name, table in tables.items():
+        table.assign(**about).to_csv(folder / f"{name}.csv", index=False,
+                                     float_format="%.5g")
+
+
+if __name__ == "__main__":
+    main()
