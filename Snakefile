@@ -8,6 +8,7 @@ from snakemake.exceptions import WorkflowError
 NOTEBOOKS = [
     "00_the_embedded_lvlm",
     "01_long_context_decline",
+    "04_target_proportion",
 ]
 
 workdir: workflow.basedir

@@ -14,7 +14,12 @@ from vdp_utils.errors import VDPError
 LENGTHS = (0, 256, 1024, 4096)
 
 
-def rows_with(product, images=80, seed=0, kinds=("other",), objects=0.0):
+@pytest.fixture(autouse=True)
+def fewer_resamples(monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 999)
+
+
+def rows_with(product, images=150, seed=3, kinds=("other",), objects=0.0):
     """Yes- and no-questions; log-odds of a right yes: 1 + share - length + product x both."""
     rng, lines = np.random.default_rng(seed), []
     for image in range(images):
@@ -29,7 +34,7 @@ def rows_with(product, images=80, seed=0, kinds=("other",), objects=0.0):
                     yes = question % 2 == 0
                     correct = bool(rng.random() < special.expit(odds if yes else 1))
                     lines.append(dict(
-                        image_id=f"i{image:02d}", question_id=str(question), nouns=noun,
+                        image_id=f"i{image:03d}", question_id=str(question), nouns=noun,
                         context_kind=kind, context_length=length, correct=correct,
                         answer="yes" if yes else "no", target_share=share if yes else 0.0,
                         margin=odds + rng.normal(), items=items))
@@ -108,18 +113,18 @@ def test_frequency_counts_training_scenes():
     assert found["cow"] == with_cow > 0 and set(found) == set(scenes.NOUNS)
 
 
-@pytest.mark.parametrize("product, expected", [(0.8, "reproduced"), (0.0, "not reproduced"),
-                                               (-0.8, "not reproduced")])
+@pytest.mark.parametrize("product, expected", [(1.0, "reproduced"), (0.0, "not reproduced"),
+                                               (-1.0, "not reproduced")])
 def test_the_verdict_finds_the_interaction_that_is_built_in(product, expected):
     rows = proportion(rows_with(product))
     tests = findings.proportion_tests(rows)
     verdict = findings.proportion_verdict(tests, rows)
-    assert verdict.verdict == expected and verdict.n == 80
+    assert verdict.verdict == expected and verdict.n == 150
     assert verdict.estimate.low - 0.1 < product < verdict.estimate.high + 0.1
 
 
 def test_an_interaction_of_one_kind_alone_is_partly():
-    rows = pd.concat([rows_with(0.8), rows_with(-0.2, kinds=("same",), seed=1)])
+    rows = pd.concat([rows_with(1.0), rows_with(-0.2, kinds=("same",), seed=1)])
     rows = proportion(rows)
     tests = findings.proportion_tests(rows)
     assert findings.proportion_verdict(tests, rows).verdict == "partly"
@@ -140,8 +145,8 @@ def test_bins_hold_a_quarter_of_the_questions_each():
     rows = proportion(rows_with(0.5))
     summary = findings.proportion_summary(rows)
     for _, part in summary.groupby("context_length"):
-        assert list(part["bin"]) == [0, 1, 2, 3] and part["n_rows"].sum() == 160
-        assert part["n_rows"].min() >= 39 and part["share"].is_monotonic_increasing
+        assert list(part["bin"]) == [0, 1, 2, 3] and part["n_rows"].sum() == 300
+        assert part["n_rows"].min() >= 74 and part["share"].is_monotonic_increasing
 
 
 def test_curves_are_the_regression_s_and_the_figure_draws_both():
@@ -154,6 +159,6 @@ def test_curves_are_the_regression_s_and_the_figure_draws_both():
     figure = figures.proportion(findings.proportion_summary(rows), curves, [0, 1024, 4096], "S")
     assert [axes.get_title() for axes in figure.axes] == [
         figures.KINDS[kind][0] for kind in ("same", "other")]
-    assert "80 images" in figure.get_suptitle()
+    assert "n = 150 images" in figure.get_suptitle()
     assert len(figure.axes[0].get_legend_handles_labels()[1]) == 3
     plt.close(figure)

@@ -98,8 +98,15 @@ def test_attention_strategies_equal_their_formulas(evidence):
     close("h2o", evidence, received["all"][:, 7:32].sum(0))
     close("last_token", evidence, received["last"][:, 7:32].mean(0))
     close("fastv_visual", evidence, received["last"][:, 7:32].mean(0))
-    mean = received["window"].mean(0)
-    close("snapkv", evidence, [mean[j - 2:j + 3].mean() for j in range(7, 32)])
+
+
+def test_snapkv_pools_over_the_tokens_before_its_window_and_keeps_the_window(evidence):
+    mean, before = numbers(evidence.received["window"]).mean(0), LENGTH - evidence.window
+    padded = np.pad(mean[:before], 2)
+    wanted = [padded[j:j + 5].mean() if j < before else mean.max() + 1 for j in range(7, 32)]
+    close("snapkv", evidence, wanted)
+    evidence.window = LENGTH  # nothing stands before it
+    close("snapkv", evidence, [mean.max() + 1] * 25)
 
 
 def test_key_norm_equals_its_formula(evidence):
@@ -365,7 +372,8 @@ def test_recorded_evidence_gives_the_formulas_of_the_maps(name):
         maps = eager_maps(model, alone)[1][0]
         with record(model, key_norms=True, layers=[1]) as found:
             run(model, alone)
-        window = np.convolve(maps[:, -16:].sum(1).mean(0), np.ones(5), "same")
+        window = np.full(maps.shape[-1], np.inf)
+        window[:-16] = np.convolve(maps[:, -16:, :-16].sum(1).mean(0), np.ones(5), "same")
         scores = dict(h2o=maps.sum((0, 1)), snapkv=torch.tensor(window),
                       last_token=maps[:, -1].mean(0),
                       key_norm=-found[1].key_norms[0].mean(0))[name]

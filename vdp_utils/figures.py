@@ -127,7 +127,7 @@ def training_curves(log: pd.DataFrame) -> Figure:
               "naming": "naming", "joint": "joint", "further": "joint, continued"}
     shown = {"object_patch_accuracy": "object patches", "image_presence": "presence, image",
              "words_presence": "presence, words", "image_position": "position, image",
-             "blank_presence": "presence, blank image", "image_naming": "naming, image"}
+             "blank_presence": "presence, blank image", "image_naming": "naming, tokens right"}
     stages = list(log["stage"].unique())
     figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.7), sharey=True,
                                   layout="constrained", squeeze=False)
@@ -174,9 +174,9 @@ def proportion(summary: pd.DataFrame, curves: pd.DataFrame, lengths, model: str)
     panels[0][0].set_ylabel("recall: 'yes' where it is there")
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(lengths))
-    n = int(summary["n_images"].max())
-    figure.suptitle(f"{model}: points are quarters of the questions by share (95 % intervals over "
-                    f"up to {n} images), curves the logistic regression", fontsize=8)
+    figure.suptitle(f"{model}: points are bins of the questions by share (95 % intervals), "
+                    f"curves the logistic regression (n = {summary['images'].max()} images)",
+                    fontsize=8)
     return figure
 
 
@@ -231,7 +231,8 @@ def bench_pruning(tables: dict[str, pd.DataFrame], rate: float = 0.75, length: i
     colours = dict(zip(WAY_STYLES, sns.color_palette("colorblind", len(WAY_STYLES))))
     for (model, table), (first, token, rates) in zip(tables.items(), panels):
         plain = table[table["way"] == "none"].set_index("length")
-        table = table.join(plain[["first_token_s", "token_s"]], on="length", rsuffix="_plain")
+        table = table.assign(**{f"{name}_plain": table["length"].map(plain[name])
+                                for name in ("first_token_s", "token_s")})
         for way, style in WAY_STYLES.items():
             options = dict(color=colours[way], label=way)
             part = table[(table["way"] == way) & (table["rate"] == rate)]

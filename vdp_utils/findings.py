@@ -131,7 +131,10 @@ def proportion_verdict(tests: pd.DataFrame, yes: pd.DataFrame) -> Verdict:
 
 
 def proportion_summary(yes: pd.DataFrame, bins: int = 4) -> pd.DataFrame:
-    """F4: recall by context kind, length and bin of equally many questions by share."""
+    """F4: recall by context kind, length and bin of equally many questions by share.
+
+    `n_images` counts the bin's images, `images` all.
+    """
     edges = yes.drop_duplicates(["image_id", "question_id"])["target_share"].quantile(
         np.linspace(0, 1, bins + 1)).to_numpy()
     yes = yes.assign(bin=np.clip(np.searchsorted(edges, yes["target_share"], "right") - 1,
@@ -140,6 +143,7 @@ def proportion_summary(yes: pd.DataFrame, bins: int = 4) -> pd.DataFrame:
     for (kind, length, number), part in yes.groupby(["context_kind", "context_length", "bin"]):
         share = float(np.exp(np.log(part["target_share"]).mean()))
         lines.append(dict(context_kind=kind, context_length=length, bin=number, share=share,
+                          images=yes["image_id"].nunique(),
                           **vars(stats.mean_estimate(part, "correct"))))
     return pd.DataFrame(lines)
 

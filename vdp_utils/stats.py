@@ -294,26 +294,27 @@ def _questions(rows: pd.DataFrame, name: str) -> dict[tuple, str]:
 
 
 
-def regression(x: np.ndarray, y: np.ndarray, weights: np.ndarray, logistic: bool = True
-               ) -> np.ndarray:
+def regression(x: np.ndarray, y: np.ndarray, weights: np.ndarray, logistic: bool = True,
+               start=0.0) -> np.ndarray:
     """Return the coefficients (samples, predictors) of y (rows,) on x (rows, predictors).
 
     One fit for each line of `weights` (samples, rows). Logistic for y in [0, 1], by Newton's
-    method with a ridge of 1e-3, so that separated samples stay finite; else least squares.
+    method from `start`, with a ridge of 1e-3, so that separated samples stay finite; else least
+    squares.
     """
     width = x.shape[1]
     squares, ridge = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1), 1e-3 * np.eye(width)
     if not logistic:
         left = (weights @ squares).reshape(-1, width, width) + 1e-6 * ridge
         return np.linalg.solve(left, ((weights * y) @ x)[..., None])[..., 0]
-    found = np.zeros((len(weights), width))
+    found = np.zeros((len(weights), width)) + start
     for _ in range(100):
         chance = special.expit(found @ x.T)
         left = ((weights * chance * (1 - chance)) @ squares).reshape(-1, width, width) + ridge
         right = (weights * (y - chance)) @ x - found @ ridge
         step = np.clip(np.linalg.solve(left, right[..., None])[..., 0], -2, 2)
         found += step
-        if np.abs(step).max() < 1e-6:
+        if np.abs(step).max() < 1e-5:
             break
     return found
 
@@ -331,13 +332,14 @@ def regression_effect(rows: pd.DataFrame, outcome: str, predictors: Sequence[str
     x = np.column_stack([rows[list(predictors)].to_numpy(float), np.ones(len(rows))])
     y = rows[outcome].to_numpy(float)
     images, image = np.unique(rows["image_id"].to_numpy(str), return_inverse=True)
+    whole = regression(x, y, np.ones((1, len(x))), logistic)
 
     def statistic(drawn, axis=-1):
         drawn = np.moveaxis(np.asarray(drawn, dtype=int), axis, -1)
         flat = drawn.reshape(-1, drawn.shape[-1])
         times = np.zeros((len(flat), len(images)))
         np.add.at(times, (np.arange(len(flat))[:, None], flat), 1)
-        found = [regression(x, y, part[:, image], logistic)
+        found = [regression(x, y, part[:, image], logistic, whole)
                  for part in np.array_split(times, -(-len(flat) // 256))]
         return np.concatenate(found)[:, list(predictors).index(effect)].reshape(drawn.shape[:-1])
 
