@@ -147,7 +147,7 @@ def test_training_curves_show_each_stage_that_was_logged():
                                ("joint", "blank_presence"), ("joint", "loss"))],
         columns=["stage", "samples", "metric", "value"])
     figure = figures.training_curves(log)
-    assert [axes.get_title() for axes in figure.axes] == ["1 tower", "2c all on images"]
+    assert [axes.get_title() for axes in figure.axes] == ["tower", "joint"]
     assert [len(axes.lines) for axes in figure.axes] == [1, 2]  # the loss is on another scale
     assert all("thousand images" in axes.get_xlabel() for axes in figure.axes)
     assert figure.axes[0].get_ylabel() == "held-out accuracy"
