@@ -81,9 +81,13 @@ class Layers:
         self.decoder.layers, self.decoder.config.num_hidden_layers = self.all, self.depth
 
 
+def head_width(config) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def operations(config, tokens: int, layers: int) -> float:
     """Multiply-adds x 2 of `layers` decoder layers over `tokens`: maps, and causal attention."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     maps = config.hidden_size * (width * (2 * heads + 2 * groups) + 3 * config.intermediate_size)
     return layers * (2 * tokens * maps + 2 * tokens * (tokens + 1) * heads * width)
@@ -91,7 +95,7 @@ def operations(config, tokens: int, layers: int) -> float:
 
 def cache_bytes(config, tokens: int, itemsize: int = 4) -> int:
     """2 x layers x key-value heads x width x tokens x bytes a number."""
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     return 2 * config.num_hidden_layers * config.num_key_value_heads * width * tokens * itemsize
 
 
@@ -186,7 +190,7 @@ def sharing_table(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> pd.DataFr
 def run(folder: Path, lengths, repeats: int, parts=None) -> None:
     """Measure every part that `folder` lacks: `<table>_<model>.csv`, a length at a time."""
     embedded = partial(load_lvlm, "embedded-s", DEVICE)
-    makers = {"sharing_embedded-s": (lambda: embedded(), sharing_table, (1024,)),
+    makers = {"sharing_embedded-s": (embedded, sharing_table, (1024,)),
               "recording_embedded-s": (lambda: embedded().model, recording_table, lengths),
               "pruning_embedded-s": (lambda: embedded().model, pruning_table, lengths),
               "pruning_wide": (wide_lvlm, pruning_table, lengths)}
