@@ -26,8 +26,8 @@ from vdp_utils.measure import condition, measure_sample, prefill
 from vdp_utils.pruning import WAYS, ContextPruner
 from vdp_utils.recording import decoder_of, record
 from vdp_utils.strategies import kept_count
-from vdp_utils.timing import (DEVICE, alternate, machine, peak_increase, prefill_and_decode, prompt,
-                              timed, wide_lvlm)
+from vdp_utils.timing import (DEVICE, alternate, eager_attention, machine, peak_increase,
+                              prefill_and_decode, prompt, timed, wide_lvlm)
 
 LENGTHS = {"quick": (1024, 2048), "full": (1024, 2048, 4096, 8192)}  # context tokens
 RATES = (0.25, 0.5, 0.75, 0.9)
@@ -45,11 +45,8 @@ def recording_table(model, length: int, repeats: int) -> pd.DataFrame:
             model(**inputs, use_cache=True, logits_to_keep=1, **options)
 
     def eager():
-        before, config._attn_implementation = config._attn_implementation, "eager"
-        try:
+        with eager_attention(model):
             run(output_attentions=True)
-        finally:
-            config._attn_implementation = before
 
     tasks = {"SDPA": run,
              "all queries": partial(run, partial(record, model, ("all",))),

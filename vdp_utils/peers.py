@@ -108,18 +108,13 @@ def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.Data
                for way in WAYS}
     around |= {f"kvpress {name}": lambda press=press: press(model)
                for name, press in presses(rate).items()}
-    config = decoder_of(model).config
     rows = {name: [] for name in around}
     for number in range(repeats + 1):
         for name, make in around.items():
-            before = config._attn_implementation
-            if "Observed" in name:  # it reads the maps, which only eager attention returns
-                config._attn_implementation = "eager"
-            try:
-                with make():
-                    values = timing.prefill_and_decode(model, inputs)
-            finally:
-                config._attn_implementation = before
+            # it reads the maps, which only eager attention returns
+            maps = timing.eager_attention if "Observed" in name else contextlib.nullcontext
+            with maps(model), make():
+                values = timing.prefill_and_decode(model, inputs)
             if number:
                 rows[name].append(values)
     return pd.DataFrame([

@@ -3,6 +3,7 @@
 Nothing here needs the study, so that peers can be timed under an older transformers too.
 """
 
+import contextlib
 import ctypes
 import gc
 import platform
@@ -14,6 +15,7 @@ import torch
 import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from vdp_utils.recording import decoder_of
 from vdp_utils.tokens import Kind, image_token_id
 
 DECODED = 8  # tokens timed behind each cache
@@ -69,6 +71,17 @@ def _resident(name: str) -> int:
         if line.startswith(name):
             return 1024 * int(line.split()[1])
     raise OSError(f"no {name}")
+
+
+@contextlib.contextmanager
+def eager_attention(model):
+    """The decoder computes whole attention maps inside the block."""
+    config = decoder_of(model).config
+    before, config._attn_implementation = config._attn_implementation, "eager"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def wide_lvlm(hidden: int = 1024, layers: int = 16) -> LlavaForConditionalGeneration:
