@@ -1,4 +1,4 @@
-"""Dialogues about scenes: questions with known answers, and contexts of four kinds.
+"""Dialogues about scenes: questions with known answers, and contexts of three kinds.
 
 Dialogues use the schema of the released SVIT files (Zhao et al., arXiv 2307.04087):
 `{"image_id": ..., "conversations": [{"from": "user", "value": ...}, {"from": "gpt", ...}]}`.
@@ -14,7 +14,7 @@ from vdp_utils import scenes
 from vdp_utils.errors import VDPError
 from vdp_utils.scenes import Scene
 
-CONTEXT_KINDS = ("same", "other", "mentions", "text_only")
+CONTEXT_KINDS = ("same", "other", "mentions")
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("one", "two", "three", "four")
 MIDLINE_GAP = 0.08  # a position is asked only where the box centre is this far from both midlines
@@ -347,8 +347,7 @@ def context_blocks(kind: str, scene: Scene, asked: dict[str, bool], seed):
     `asked` maps every noun that will be asked to whether the scene has it. `same` talks about
     this scene and `other` about others, and neither names an asked noun, so neither states the
     answer. `mentions` is `other` with the asked nouns that the scene lacks affirmed of other
-    pictures. `text_only` is `other` too: the scene's own description is its head, see
-    `context_head`. Longer contexts extend shorter ones at the far end.
+    pictures. Longer contexts extend shorter ones at the far end.
     """
     check_context_kind(kind)
     rng = np.random.default_rng(seed)
@@ -368,10 +367,8 @@ def context_blocks(kind: str, scene: Scene, asked: dict[str, bool], seed):
         yield as_text(record, lead=_pick(rng, LEADS) + " ")
 
 
-def context_head(kind: str, scene: Scene, seed) -> str:
-    """What always opens the context, uncut: the scene in words for `text_only`, else nothing."""
-    if kind != "text_only":
-        return ""
+def in_words(scene: Scene, seed) -> str:
+    """The scene told in words, as a dialogue of one question and answer: every object is named."""
     rng = np.random.default_rng((*seed, 7))
     record = {"conversations": [
         {"from": "user", "value": _template(rng, "description", False)},

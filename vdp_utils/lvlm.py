@@ -81,8 +81,8 @@ def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32
         if size not in SIZES:
             raise VDPError(f"unknown size {name!r}: choose one of "
                            f"{', '.join('embedded-' + s for s in SIZES)}")
-        folder, manifest = embedded_folder(MODELS / size), _manifest(MODELS / size)
-        revision, trained = manifest["weights_sha256"][:16], manifest["max_context"]
+        folder, about = embedded_folder(MODELS / size), manifest(MODELS / size)
+        revision, trained = about["weights_sha256"][:16], about["max_context"]
     else:
         folder, revision, trained = name, None, None
     try:
@@ -112,7 +112,8 @@ def _folder_hash(folder: Path) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 
-def _manifest(source: Path) -> dict:
+def manifest(source: Path) -> dict:
+    """What is known of a size's stored weights. VDPError where there are none."""
     try:
         return json.loads((source / "manifest.json").read_text())
     except OSError as error:
@@ -170,9 +171,9 @@ def embedded_folder(source: Path) -> Path:
     `source` holds weights.safetensors and manifest.json. The cache is `$VDP_CACHE` or
     `~/.cache/vdp_utils`; folders are named after the weights' hash and appear whole or not at all.
     """
-    manifest, weights = _manifest(source), source / "weights.safetensors"
+    about, weights = manifest(source), source / "weights.safetensors"
     found = file_hash(weights) if weights.exists() else "no file"
-    if found != manifest["weights_sha256"]:
+    if found != about["weights_sha256"]:
         raise VDPError(f"{source.name}/weights.safetensors does not match its manifest "
                        f"({found[:12]} instead of {manifest['weights_sha256'][:12]}): restore it "
                        "with `git checkout data/models`, or train it again")
@@ -180,7 +181,7 @@ def embedded_folder(source: Path) -> Path:
     folder = cache / f"embedded-{source.name}-{found[:16]}"
     if folder.exists():
         return folder
-    model, processor = build_embedded(manifest["layers"])
+    model, processor = build_embedded(about["layers"])
     state = model.state_dict()
     with safe_open(weights, "pt") as file:
         stored = {key: file.get_tensor(key).float() for key in file.keys()}
@@ -188,7 +189,7 @@ def embedded_folder(source: Path) -> Path:
         if key.endswith(".lora_A"):  # W <- W + scale * B A (Hu et al., arXiv 2106.09685)
             name = key.removesuffix(".lora_A")
             delta = stored[name + ".lora_B"] @ value
-            state[name + ".weight"] += manifest["lora_scale"] * delta
+            state[name + ".weight"] += about["lora_scale"] * delta
         elif not key.endswith(".lora_B"):
             state[key].copy_(value)
     cache.mkdir(parents=True, exist_ok=True)

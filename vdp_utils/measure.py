@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass
 from typing import Iterable
 
+import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
@@ -14,10 +15,11 @@ from vdp_utils import dialogues, prompts
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
 from vdp_utils.prompts import Prompt, Sample
+from vdp_utils.recording import record
 from vdp_utils.store import ResultStore
 from vdp_utils.tokens import Kind
 
-CODE_VERSION = 1  # raise it when a change here, or in prompts or dialogues, changes a row
+CODE_VERSION = 2  # raise it when a change here, or in prompts or dialogues, changes a row
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class Condition:
     attention: str
     context_kind: str
     context_length: int
-    image: str = "own"  # the sample's image, a blank one, or another scene's
+    image: str = "own"  # or what stands in its place: see prompts.shared_prefix
     seed: int = 0
     greedy: int = 0  # of each sample's questions, how many are also answered greedily
     code: int = CODE_VERSION
@@ -47,17 +49,29 @@ def condition(lvlm: LVLM, context_kind: str, context_length: int, image: str = "
                      attention, context_kind, context_length, image, seed, greedy)
 
 
+def presence_conditions(lvlm: LVLM, kinds, lengths, images=("own",)) -> list[Condition]:
+    """The conditions that the findings about presence questions share, so that each is measured
+    once; with the sample's own image one question a sample is also answered greedily."""
+    return [condition(lvlm, kind, length, image, greedy=int(image == "own"))
+            for image in images for kind in kinds for length in lengths]
+
+
 def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
-            store: ResultStore, finding: str, recompute: bool = False) -> pd.DataFrame:
+            store: ResultStore, finding: str, recompute: bool = False,
+            each=None) -> pd.DataFrame:
     """Rows of every sample under every condition, measured where the store lacks them.
 
-    `recompute` measures all of them again.
+    `recompute` measures all of them again. `each(lvlm, sample, condition)` makes a sample's rows:
+    `measure_sample`, or `map_sample`.
 
     Columns: image_id, question_id, kind, nouns, context_kind, context_length, image; the token
-    counts image_tokens, context_tokens, question_tokens; options and their log_likelihoods
+    counts template_tokens, image_tokens (or of the words that stand for the image),
+    context_tokens, question_tokens; options and their log_likelihoods
     (nats), answer, predicted, correct; margin (log-likelihood of the answer minus that of the
     best other option), greedy (text, "" where not asked), target_share (share of the image that
-    the asked noun fills) and seconds (the sample's wall time, divided among its questions).
+    the asked noun fills), seconds (the sample's wall time, divided among its questions), and what
+    the answer position attends to: attention, layers x 4 (`Kind`, heads' mean), and head_image,
+    layers x heads (on the image), both flattened float16.
     """
     conditions = list(conditions)
     if not conditions or not samples:
@@ -71,7 +85,7 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     tables = []
     for one in conditions:
         tasks = [([key(sample, n) for n in range(len(sample.questions))],
-                  lambda sample=sample, one=one: measure_sample(lvlm, sample, one))
+                  lambda sample=sample, one=one: (each or measure_sample)(lvlm, sample, one))
                  for sample in samples]
         if recompute:
             store.clear(finding, one)
@@ -91,12 +105,15 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
     started = time.perf_counter()
     prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
                                    one.image)
-    with_image = bool((prefix.kinds == Kind.IMAGE).any())
+    with_image = one.image in prompts.PICTURES
     cache = prefill(lvlm, prefix) if share else None
     rows = []
     for number, question in enumerate(sample.questions):
         asking = prompts.asking(lvlm, question, with_image)
-        scores = score(lvlm, prefix, cache, asking, question.options)
+        with record(lvlm.model, mass="last", kinds=kinds_of(lvlm, prefix, asking)) as recording:
+            scores = score(lvlm, prefix, cache, asking, question.options)
+        counts = torch.bincount(kinds_of(lvlm, prefix, asking)[0].long(), minlength=len(Kind))
+        mass = torch.stack([recording[n].mass[0, :, 0] for n in sorted(recording)])
         greedy = ""
         if number < one.greedy:
             greedy = generate(lvlm, prefix, cache, asking)
@@ -107,17 +124,52 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
             key=key(sample, number), image_id=sample.image_id, question_id=str(number),
             kind=question.kind, nouns="/".join(question.nouns), context_kind=one.context_kind,
             context_length=one.context_length, image=one.image,
-            image_tokens=int((prefix.kinds == Kind.IMAGE).sum()),
-            context_tokens=int((prefix.kinds == Kind.CONTEXT).sum()),
-            question_tokens=int((asking.kinds == Kind.QUESTION).sum()),
+            template_tokens=int(counts[Kind.TEMPLATE]), image_tokens=int(counts[Kind.IMAGE]),
+            context_tokens=int(counts[Kind.CONTEXT]), question_tokens=int(counts[Kind.QUESTION]),
             options="/".join(question.options), log_likelihoods=scores,
             answer=question.answer.lower(), predicted=question.options[best].lower(),
             correct=best == right,
             margin=scores[right] - max(others), greedy=greedy,
-            target_share=sample.scene.share(question.nouns[0]), seconds=0.0))
+            target_share=sample.scene.share(question.nouns[0]), seconds=0.0,
+            attention=_halves(mass.mean(1)), head_image=_halves(mass[..., Kind.IMAGE])))
     for row in rows:
         row["seconds"] = (time.perf_counter() - started) / len(rows)
     return rows
+
+
+@torch.no_grad()
+def map_sample(lvlm: LVLM, sample: Sample, one: Condition) -> list[dict]:
+    """Where on the image the answer position looks, for each question of one sample.
+
+    Columns: image_id, question_id, context_kind, context_length, question, answer, predicted, and
+    map_image: attention on each image token, layers x tokens, flattened float16, heads' mean.
+    """
+    prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
+                                   one.image)
+    cache, rows = prefill(lvlm, prefix), []
+    image = torch.from_numpy(prefix.kinds == Kind.IMAGE).to(lvlm.device).nonzero()[:, 0]
+    for number, question in enumerate(sample.questions):
+        asking = prompts.asking(lvlm, question)
+        with record(lvlm.model, received=("last",)) as recording:
+            scores = score(lvlm, prefix, cache, asking, question.options)
+        maps = torch.stack([recording[n].received["last"][0][:, image].mean(0)
+                            for n in sorted(recording)])
+        rows.append(dict(
+            key=key(sample, number), image_id=sample.image_id, question_id=str(number),
+            context_kind=one.context_kind, context_length=one.context_length,
+            question=question.text, answer=question.answer.lower(),
+            predicted=question.options[int(np.argmax(scores))].lower(), map_image=_halves(maps)))
+    return rows
+
+
+def kinds_of(lvlm: LVLM, *parts: Prompt) -> torch.Tensor:
+    """The kind of every token of a prompt's parts: (1, L)."""
+    return torch.from_numpy(np.concatenate([part.kinds for part in parts]))[None].to(lvlm.device)
+
+
+def _halves(values: torch.Tensor) -> np.ndarray:
+    """Flat and float16: three digits are more than a mean over samples needs."""
+    return values.flatten().cpu().numpy().astype(np.float16)
 
 
 def prefill(lvlm: LVLM, prefix: Prompt):

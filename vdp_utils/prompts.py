@@ -1,5 +1,6 @@
 """Prompts of a known make-up: every token's kind and the exact number of context tokens."""
 
+import re
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -12,14 +13,16 @@ from vdp_utils import dialogues, scenes
 from vdp_utils.dialogues import Question
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
-from vdp_utils.tokens import SLOT, Kind
+from vdp_utils.tokens import SLOT, Kind, pieces
 
-IMAGES = ("own", "blank", "swapped")
+PICTURES = ("own", "blank", "swapped")
+PLACES = {"words": 0.0, "words_middle": 0.5, "words_last": 1.0}  # where in the context it is told
+IMAGES = (*PICTURES, "none", *PLACES)
 QUESTION_ROOM = 64  # tokens kept free for a question and its answer
 
 
 def check_image(which: str) -> None:
-    """VDPError for an image that a sample does not have."""
+    """VDPError for an image, or a stand-in for one, that there is not."""
     if which not in IMAGES:
         raise VDPError(f"unknown image {which!r}: choose one of {', '.join(IMAGES)}")
 
@@ -42,7 +45,8 @@ class Sample:
 
     def image(self, which: str = "own") -> Image.Image:
         """The scene rendered, a mid-grey image, or another scene with none of the asked nouns."""
-        check_image(which)
+        if which not in PICTURES:
+            raise VDPError(f"there is no picture {which!r}: choose one of {', '.join(PICTURES)}")
         if which == "blank":
             return Image.new("RGB", (scenes.SIZE, scenes.SIZE), (128, 128, 128))
         scene, index = self.scene, self.scene.seed[1]
@@ -162,18 +166,16 @@ def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0) ->
     # The last number is never 0: numpy takes seeds that differ by trailing zeros as the same.
     key = (*sample.scene.seed, seed, 11 + dialogues.CONTEXT_KINDS.index(kind))
     blocks = dialogues.context_blocks(kind, sample.scene, sample.asked, key)
-    head_text = dialogues.context_head(kind, sample.scene, key)
-    head = tokenizer(head_text, add_special_tokens=False).input_ids if head_text else []
-    if len(head) > length and kind == "text_only":
-        raise VDPError(f"context length {length} of {sample.image_id} is shorter than the scene "
-                       f"in words ({len(head)} tokens): ask for more")
-    pieces: list[list[int]] = []
-    missing = length - len(head)
-    while missing > 0:
-        pieces.insert(0, tokenizer(next(blocks), add_special_tokens=False).input_ids)
-        missing -= len(pieces[0])
-    ids = [t for piece in pieces for t in piece]
-    return np.array(head + ids[len(ids) - (length - len(head)):], dtype=np.int64)
+    ids: list[int] = []
+    while len(ids) < length:
+        ids = tokenizer(next(blocks), add_special_tokens=False).input_ids + ids
+    return np.array(ids[len(ids) - length:], dtype=np.int64)
+
+
+def in_words(tokenizer, sample: Sample, seed: int = 0) -> np.ndarray:
+    """Token ids, int64, of the scene told in words, the image's stand-in."""
+    text = dialogues.in_words(sample.scene, (*sample.scene.seed, seed, 14))
+    return np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
 
 
 def asking(lvlm: LVLM, question: Question, with_image: bool = True) -> Prompt:
@@ -234,13 +236,32 @@ def check_length(lvlm: LVLM, length: int) -> None:
 
 def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int = 0,
                   image: str = "own") -> Prompt:
-    """What all questions of a sample share: template, image (none for `text_only`), context.
+    """What all questions of a sample share: template, image, and `length` tokens of context.
 
-    `image` is `own`, `blank` (mid-grey) or `swapped` (a scene with none of the asked nouns).
+    `image` is `own`, `blank` (mid-grey), `swapped` (a scene with none of the asked nouns), `none`
+    (no image tokens), or the scene told in words: before the context (`words`), between
+    turns in its middle (`words_middle`) or after it (`words_last`). These words are of kind IMAGE, whose
+    place they take, and no part of the context's length.
     """
+    check_image(image)
     check_length(lvlm, length)
-    start = opening(lvlm, None if kind == "text_only" else sample.image(image))
-    return join(start, _part(context(lvlm.tokenizer, kind, sample, length, seed), Kind.CONTEXT))
+    text = _part(context(lvlm.tokenizer, kind, sample, length, seed), Kind.CONTEXT)
+    if image in PICTURES:
+        return join(opening(lvlm, sample.image(image)), text)
+    if image == "none":
+        return join(opening(lvlm, None), text)
+    at = _turn_start(lvlm.tokenizer, text.input_ids, PLACES[image])
+    told = _part(in_words(lvlm.tokenizer, sample, seed), Kind.IMAGE)
+    return join(opening(lvlm, None), _part(text.input_ids[:at], Kind.CONTEXT), told,
+                _part(text.input_ids[at:], Kind.CONTEXT))
+
+
+def _turn_start(tokenizer, ids, share: float) -> int:
+    """Where the first user turn starts after a share of the tokens; their end where none does."""
+    at = round(share * len(ids))
+    while 0 < at < len(ids) and not re.match("User", "".join(pieces(tokenizer, ids[at:at + 8]))):
+        at += 1
+    return at
 
 
 def tensors(prompt: Prompt, device) -> dict:

@@ -215,7 +215,12 @@ def blocked_attention(query, key, value, mask, scaling, valid=None):
     valid = None if valid is None else valid.expand(batch, -1)
     output = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=device)
     received = torch.zeros(batch * kv_heads, groups, keys, device=device)
-    corner = torch.full((min(rows, count),) * 2, -torch.inf, device=device).triu(1)
+    rows = min(rows, count)
+    corner = torch.full((rows, rows), -torch.inf, device=device).triu(1)
+    # Every block's scores and chances lie in the same memory: fresh pages cost as much as QK^T.
+    reuse = not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad))
+    room = [torch.empty(at_once * groups * rows * keys, dtype=kind, device=device)
+            for kind in {query.dtype: 0, torch.float32: 0}] if reuse else []
     for head in range(0, batch * kv_heads, at_once):
         some = slice(head, head + at_once)
         rows_of = torch.arange(head, head + at_once, device=device) // kv_heads
@@ -224,14 +229,17 @@ def blocked_attention(query, key, value, mask, scaling, valid=None):
             seen = past + stop if mask is None else keys
             n = stop - start
             block = query[some, :, start:stop].flatten(1, 2)
-            scores = torch.bmm(block, key[some, :seen].transpose(1, 2)).float()
-            scores = scores.view(-1, groups, n, seen)
+            flat = [part[:len(block) * groups * n * seen].view(-1, groups * n, seen)
+                    for part in room] or [None]
+            scores = torch.bmm(block, key[some, :seen].transpose(1, 2), out=flat[0])
+            scores = scores.float().view(-1, groups, n, seen)
             if mask is None:
                 scores[..., past + start:] += corner[:n, :n]
             else:
                 hidden = ~mask[rows_of, :, start:stop, :keys]  # (heads, 1, n, keys)
                 scores = scores.masked_fill(hidden, -torch.inf)
-            chances = scores.softmax(-1)
+            chances = torch.softmax(
+                scores, -1, out=flat[-1].view(scores.shape) if reuse else None)
             if mask is not None:  # a padded query may see nothing
                 chances = chances.masked_fill(hidden.all(-1, keepdim=True), 0.0)
             if valid is None:

@@ -124,24 +124,114 @@ def balanced_accuracy(rows: pd.DataFrame) -> Estimate:
 
 
 def balanced_accuracy_difference(a: pd.DataFrame, b: pd.DataFrame) -> Estimate:
-    """Return balanced accuracy of `a` minus that of `b`, paired: an image is resampled in both.
+    """Return balanced accuracy of `a` minus that of `b`: a `balanced_accuracy_contrast`."""
+    return balanced_accuracy_contrast((1, a), (-1, b))
 
-    Needs image_id, question_id, answer and correct. Raises VDPError unless both hold the same
+
+def balanced_accuracy_contrast(*parts: tuple[float, pd.DataFrame]) -> Estimate:
+    """Return the weighted sum of balanced accuracies of (weight, rows) pairs, paired over images.
+
+    Weights 1, -1, -1, 1 give a difference in differences. An image is resampled in all parts.
+    Needs image_id, question_id, answer and correct. Raises VDPError unless all parts hold the same
     questions, each once, with the same answers.
     """
-    questions = [_questions(rows, name) for rows, name in ((a, "a"), (b, "b"))]
-    for have, lack, name in ((questions[0], questions[1], "b"), (questions[1], questions[0], "a")):
-        missing = sorted(have.keys() - lack.keys())
-        if missing:
-            raise VDPError(
-                f"{name} lacks {len(missing)} questions of the other condition, e.g. "
-                f"(image, question) {missing[:3]}: measure them or leave them out of both"
-            )
-    odd = sorted(key for key, answer in questions[0].items() if questions[1][key] != answer)
-    if odd:
-        raise VDPError(f"a and b differ in the right answer of {odd[:3]}: compare equal questions")
-    counts = [_counts(rows).to_numpy().T for rows in (a, b)]
-    return Estimate(*bca(_balanced_difference, *counts[0], *counts[1]), counts[0].shape[1], len(a))
+    first = _questions(parts[0][1], "part 0")
+    for number, (_, rows) in enumerate(parts[1:], 1):
+        questions = _questions(rows, f"part {number}")
+        for have, lack, name in ((first, questions, f"part {number}"), (questions, first, "part 0")):
+            missing = sorted(have.keys() - lack.keys())
+            if missing:
+                raise VDPError(
+                    f"{name} lacks {len(missing)} questions of another part, e.g. "
+                    f"(image, question) {missing[:3]}: measure them or leave them out of all"
+                )
+        odd = sorted(key for key, answer in first.items() if questions[key] != answer)
+        if odd:
+            raise VDPError(f"parts differ in the right answer of {odd[:3]}: compare equal questions")
+    weights = [weight for weight, _ in parts]
+    columns = [column for _, rows in parts for column in _counts(rows).to_numpy().T]
+
+    def statistic(*counts, axis=-1):
+        return sum(weight * _balanced(*counts[4 * n:4 * n + 4], axis=axis)
+                   for n, weight in enumerate(weights))
+
+    return Estimate(*bca(statistic, *columns), len(columns[0]), len(parts[0][1]))
+
+
+def kappa(pairs: pd.DataFrame, other: pd.DataFrame | None = None) -> Estimate:
+    """Return Cohen's (1960) kappa of the columns `a` and `b` ("yes" or "no"), pooled over rows.
+
+    Agreement beyond what the two yes-rates give by chance; 0 where chance alone explains all of it,
+    as when both always say the same word. With `other`, the kappa of `other` minus that of `pairs`,
+    paired over images. Needs image_id, a and b.
+    """
+    tables = [_agreements(part) for part in (pairs, other) if part is not None]
+    if len(tables) == 1:
+        found = bca(_kappa, *tables[0].to_numpy().T)
+    else:
+        if not tables[0].index.equals(tables[1].index):
+            raise VDPError("pairs and other hold different images: measure all under both")
+        found = bca(lambda *c, axis=-1: _kappa(*c[4:], axis=axis) - _kappa(*c[:4], axis=axis),
+                    *tables[0].to_numpy().T, *tables[1].to_numpy().T)
+    return Estimate(*found, len(tables[0]), len(pairs))
+
+
+def _agreements(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return (images, 4): rows, rows that agree, rows whose `a` and whose `b` is yes."""
+    _check(pairs, "image_id", "a", "b")
+    return pd.DataFrame(dict(
+        image_id=pairs["image_id"], rows=1.0, same=(pairs["a"] == pairs["b"]).astype(float),
+        a=(pairs["a"] == "yes").astype(float), b=(pairs["b"] == "yes").astype(float),
+    )).groupby("image_id", sort=True).sum()
+
+
+def _kappa(rows, same, a, b, axis=-1):
+    rows, same, a, b = (part.sum(axis) for part in (rows, same, a, b))
+    chance = (a * b + (rows - a) * (rows - b)) / rows**2
+    beyond = np.where(chance < 1 - 1e-12, 1 - chance, 1)
+    return np.where(chance < 1 - 1e-12, (same / rows - chance) / beyond, 0.0)
+
+
+def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> Estimate:
+    """Return Spearman's rank correlation of two columns over rows, its interval over images.
+
+    Ties get mean ranks; 0 where a column is constant. Images are resampled with all their rows.
+    """
+    _check(rows, "image_id", x, y)
+    values = rows[[x, y]].to_numpy(float).T
+    images, image = np.unique(rows["image_id"].to_numpy(str), return_inverse=True)
+
+    def correlation(weights):
+        """(samples,) from how often each row is drawn (samples, rows)."""
+        ranks = [_weighted_ranks(value, weights) for value in values]
+        n = weights.sum(1, keepdims=True)
+        a, b = (rank - (weights * rank).sum(1, keepdims=True) / n for rank in ranks)
+        scale = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
+        return np.where(scale > 1e-9, (weights * a * b).sum(1) / np.maximum(scale, 1e-9), 0.0)
+
+    return Estimate(*bca(_over_images(correlation, len(images), image), np.arange(len(images))),
+                    len(images), len(rows))
+
+
+def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return mean ranks (samples, rows) of `values` (rows,), each row counted `weights` times."""
+    distinct, place = np.unique(values, return_inverse=True)
+    counts = np.zeros((len(weights), len(distinct)))
+    np.add.at(counts.T, place, weights.T)
+    return (counts.cumsum(1) - counts / 2)[:, place]
+
+
+def _over_images(statistic, count: int, image: np.ndarray):
+    """Return a statistic of drawn image numbers from one of row weights (samples, rows)."""
+    def drawn_statistic(drawn, axis=-1):
+        drawn = np.moveaxis(np.asarray(drawn, dtype=int), axis, -1)
+        flat = drawn.reshape(-1, drawn.shape[-1])
+        times = np.zeros((len(flat), count))
+        np.add.at(times, (np.arange(len(flat))[:, None], flat), 1)
+        found = [statistic(part[:, image]) for part in np.array_split(times, -(-len(flat) // 256))]
+        return np.concatenate(found).reshape(drawn.shape[:-1])
+
+    return drawn_statistic
 
 
 def trend(rows: pd.DataFrame, x: str = "context_length", value: str = "correct") -> Trend:
@@ -279,10 +369,6 @@ def _balanced(yes_right, yes_all, no_right, no_all, axis=-1):
     return (yes_right.sum(axis) / yes_all.sum(axis) + no_right.sum(axis) / no_all.sum(axis)) / 2
 
 
-def _balanced_difference(*counts, axis=-1):
-    return _balanced(*counts[:4], axis=axis) - _balanced(*counts[4:], axis=axis)
-
-
 def _questions(rows: pd.DataFrame, name: str) -> dict[tuple, str]:
     """Return the right answer by (image, question)."""
     _check(rows, "image_id", "question_id", "answer")
@@ -291,7 +377,6 @@ def _questions(rows: pd.DataFrame, name: str) -> dict[tuple, str]:
     if len(questions) < len(keys):
         raise VDPError(f"{name} holds a question more than once: select one condition's rows")
     return questions
-
 
 
 def regression(x: np.ndarray, y: np.ndarray, weights: np.ndarray, logistic: bool = True,
@@ -334,13 +419,8 @@ def regression_effect(rows: pd.DataFrame, outcome: str, predictors: Sequence[str
     images, image = np.unique(rows["image_id"].to_numpy(str), return_inverse=True)
     whole = regression(x, y, np.ones((1, len(x))), logistic)
 
-    def statistic(drawn, axis=-1):
-        drawn = np.moveaxis(np.asarray(drawn, dtype=int), axis, -1)
-        flat = drawn.reshape(-1, drawn.shape[-1])
-        times = np.zeros((len(flat), len(images)))
-        np.add.at(times, (np.arange(len(flat))[:, None], flat), 1)
-        found = [regression(x, y, part[:, image], logistic, whole)
-                 for part in np.array_split(times, -(-len(flat) // 256))]
-        return np.concatenate(found)[:, list(predictors).index(effect)].reshape(drawn.shape[:-1])
+    def coefficient(weights):
+        return regression(x, y, weights, logistic, whole)[:, list(predictors).index(effect)]
 
-    return Estimate(*bca(statistic, np.arange(len(images))), len(images), len(rows))
+    return Estimate(*bca(_over_images(coefficient, len(images), image), np.arange(len(images))),
+                    len(images), len(rows))

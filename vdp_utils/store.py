@@ -107,6 +107,11 @@ class ResultStore:
             return pd.DataFrame({"key": pd.Series(dtype="str")})
         return _merge(parts.values()).to_pandas()
 
+    def conditions(self, finding: str) -> list[dict[str, Any]]:
+        """Return the conditions of a finding that have a folder, as JSON values."""
+        paths = sorted((Path(self.root) / finding).glob("*/condition.json"))
+        return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
     def compact(self, finding: str, condition: Any) -> None:
         """Merge all parts into one. The same rows give the same file, byte for byte.
 

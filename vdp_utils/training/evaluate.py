@@ -53,7 +53,7 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
     presence("image")
     presence("image blanked", image="blank")
     presence("image swapped", image="swapped")
-    presence("scene in words, 512 tokens", kind="text_only", length=512)
+    presence("scene in words, 512 tokens", kind="other", length=512, image="words")
     presence("image, 512 tokens about this image", length=512)
     presence("image, 512 tokens about others", kind="other", length=512)
     presence("held-out templates", held_out=True)

@@ -107,9 +107,11 @@ class PackedDialogues(IterableDataset):
             kind = ("same", "other")[rng.integers(2)]
             sample = prompts.Sample(scene, tuple(quiet) if kind == "same" else ())
         else:
-            start, kind, sample = self.opening(False), "text_only", prompts.Sample(scene, ())
-            context += 20 * len(scene.counts) + 40  # room for the scene in words
-        words = prompts.context(tokenizer, kind, sample, context, int(rng.integers(2**31)))
+            start, kind, sample = self.opening(False), "other", prompts.Sample(scene, ())
+        seed = int(rng.integers(2**31))
+        words = prompts.context(tokenizer, kind, sample, context, seed)
+        if not image:
+            words = np.concatenate([prompts.in_words(tokenizer, sample, seed), words])
         answers = [tokenizer(q.answer, add_special_tokens=False).input_ids
                    + [tokenizer.eos_token_id] for q in asked]
         return np.concatenate([start, words]), [

@@ -1,72 +1,16 @@
-"""What each notebook asks of its rows: a summary table, and a verdict by a rule set beforehand."""
+"""F4: questions about objects that fill less of the image suffer more."""
 
-import json
 from collections import Counter
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from scipy import special
 
 from vdp_utils import scenes, stats
-from vdp_utils.stats import Estimate, Verdict
+from vdp_utils.stats import Verdict
 
-KINDS = ("same", "other", "mentions")
-MEASURES = {
-    "balanced accuracy": stats.balanced_accuracy,
-    "yes-rate": stats.yes_rate,
-    "answer margin (nats)": lambda rows: stats.mean_estimate(rows, "margin"),
-}
-DECLINE_RULE = (
-    "For each context kind: the drop in balanced accuracy from the shortest to the longest "
-    "context has a 95 % BCa interval above 0, and accuracy has a falling trend over all lengths "
-    "(sign-flip test over images, p < 0.05 after Holm over the kinds). Reproduced if this holds "
-    "for every kind, partly if for at least one, else not reproduced.")
-
-
-def decline_summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """F1: each measure with its interval by context kind and length, one line each."""
-    lines = []
-    for (kind, length), part in rows.groupby(["context_kind", "context_length"], sort=True):
-        for name, estimate in MEASURES.items():
-            lines.append(dict(context_kind=kind, context_length=length, measure=name,
-                              **vars(estimate(part))))
-    return pd.DataFrame(lines)
-
-
-def _ends(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rows at the shortest and at the longest context; kinds kept apart as questions."""
-    rows = rows.assign(question_id=rows["context_kind"] + "/" + rows["question_id"])
-    length = rows["context_length"]
-    return rows[length == length.min()], rows[length == length.max()]
-
-
-def decline_tests(rows: pd.DataFrame) -> pd.DataFrame:
-    """F1: by context kind, the paired drop from shortest to longest context and the trend."""
-    lines = []
-    for kind, part in rows.groupby("context_kind", sort=True):
-        drop, trend = stats.balanced_accuracy_difference(*_ends(part)), stats.trend(part)
-        lines.append(dict(context_kind=kind, drop=drop.value, low=drop.low, high=drop.high,
-                          slope_per_doubling=trend.slope.value, p=trend.p))
-    table = pd.DataFrame(lines)
-    return table.assign(p_holm=stats.holm(table["p"]))
-
-
-def decline_verdict(rows: pd.DataFrame) -> Verdict:
-    """F1 by DECLINE_RULE; the estimate is the paired drop over all kinds together."""
-    tests = decline_tests(rows)
-    falls = (tests["low"] > 0) & (tests["slope_per_doubling"] < 0) & (tests["p_holm"] < 0.05)
-    drop: Estimate = stats.balanced_accuracy_difference(*_ends(rows))
-    shortest, longest = rows["context_length"].min(), rows["context_length"].max()
-    return Verdict(
-        "F1", "Accuracy on image questions falls as the text context grows",
-        stats.judge(bool(falls.all()), bool(falls.any())),
-        f"drop in balanced accuracy from {shortest} to {longest} context tokens",
-        drop, drop.n_images, DECLINE_RULE)
-
-
-PROPORTION_RULE = (
+RULE = (
     "Yes-questions only. Logistic regression of a right answer on log2 of the image share that the "
     "asked object fills, log2(1 + context length) and their product. The product's coefficient "
     "says whether length costs small objects more (above 0) or large ones (below 0). Reproduced if "
@@ -74,11 +18,12 @@ PROPORTION_RULE = (
     "of objects and the noun's frequency and their products with length in the model; partly if "
     "for at least one kind, else not reproduced.")
 SHARE, LENGTH, PRODUCT = "log2 share", "log2 length", "share x length"
+SHOWN = (0, 512, 2048)  # context lengths whose curves are drawn
 CONTROLS = ("objects", "frequency")
 
 
-def proportion_rows(rows: pd.DataFrame, samples) -> pd.DataFrame:
-    """F4: the yes-questions with the regression's predictors, each of mean 0 and spread 1.
+def yes_questions(rows: pd.DataFrame, samples) -> pd.DataFrame:
+    """The yes-questions with the regression's predictors, each of mean 0 and spread 1.
 
     `share x length` is the product of the scaled two. `frequency` is how many of 2000 training
     scenes hold the noun, `objects` how many objects the scene has.
@@ -103,8 +48,8 @@ def noun_frequency(count: int = 2000) -> dict[str, int]:
     return {noun: found[noun] for noun in scenes.NOUNS}
 
 
-def proportion_tests(yes: pd.DataFrame) -> pd.DataFrame:
-    """F4: by context kind, the product's coefficient alone, controlled, and on the margin."""
+def tests(yes: pd.DataFrame) -> pd.DataFrame:
+    """By context kind, the product's coefficient alone, controlled, and on the margin."""
     alone = [SHARE, LENGTH, PRODUCT]
     controlled = alone + [f"{name}{end}" for name in CONTROLS for end in ("", " x length")]
     lines = []
@@ -118,8 +63,8 @@ def proportion_tests(yes: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def proportion_verdict(tests: pd.DataFrame, yes: pd.DataFrame) -> Verdict:
-    """F4 by PROPORTION_RULE; the estimate is the product's coefficient over all kinds together."""
+def verdict(tests: pd.DataFrame, yes: pd.DataFrame) -> Verdict:
+    """The verdict by RULE; the estimate is the product's coefficient over all kinds together."""
     judged = tests[tests["model"].str.startswith("right answer")]
     holds = judged.assign(above=judged["low"] > 0).groupby("context_kind")["above"].all()
     pooled = stats.regression_effect(yes, "correct", [SHARE, LENGTH, PRODUCT], PRODUCT)
@@ -127,11 +72,11 @@ def proportion_verdict(tests: pd.DataFrame, yes: pd.DataFrame) -> Verdict:
         "F4", "Questions about objects that fill less of the image suffer more",
         stats.judge(bool(holds.all()), bool(holds.any())),
         "log-odds of a right answer per standard deviation of log share and of log length",
-        pooled, pooled.n_images, PROPORTION_RULE)
+        pooled, pooled.n_images, RULE)
 
 
-def proportion_summary(yes: pd.DataFrame, bins: int = 4) -> pd.DataFrame:
-    """F4: recall by context kind, length and bin of equally many questions by share.
+def summary(yes: pd.DataFrame, bins: int = 4) -> pd.DataFrame:
+    """Recall by context kind, length and bin of equally many questions by share.
 
     `n_images` counts the bin's images, `images` all.
     """
@@ -148,8 +93,8 @@ def proportion_summary(yes: pd.DataFrame, bins: int = 4) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-def proportion_curves(yes: pd.DataFrame, points: int = 40) -> pd.DataFrame:
-    """F4: recall that the logistic regression expects, by context kind, length and share."""
+def curves(yes: pd.DataFrame, points: int = 40) -> pd.DataFrame:
+    """Recall that the logistic regression expects, by context kind, length and share."""
     predictors, lines = [SHARE, LENGTH, PRODUCT], []
     shares = np.geomspace(yes["target_share"].min(), yes["target_share"].max(), points)
     logs = np.log2(yes["target_share"])
@@ -162,17 +107,3 @@ def proportion_curves(yes: pd.DataFrame, points: int = 40) -> pd.DataFrame:
             lines += [dict(context_kind=kind, context_length=length, share=share, recall=recall)
                       for share, recall in zip(shares, special.expit(logits))]
     return pd.DataFrame(lines)
-
-
-def table(summary: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """A summary's measure as text with intervals: one line a length, one column a kind."""
-    part = summary[summary["measure"] == measure]
-    texts = [str(Estimate(*line)) for line in part[list(Estimate.__match_args__)].to_numpy()]
-    return part.assign(text=texts).pivot(index="context_length", columns="context_kind",
-                                         values="text")
-
-
-def save_verdict(verdict: Verdict, folder: str | Path) -> None:
-    """Write the verdict to `folder/<finding>_verdict.json`, from which the README's table comes."""
-    path = Path(folder) / f"{verdict.finding}_verdict.json"
-    path.write_text(json.dumps(verdict.to_row(), indent=2) + "\n")

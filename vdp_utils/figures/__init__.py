@@ -1,0 +1,14 @@
+"""One function a figure, from rows and tables; `save` writes PNG and PDF, the same each time.
+
+`python -m vdp_utils.figures` draws all of them again from the stored rows, without a model.
+"""
+
+from vdp_utils.figures.cost import bench_pruning, bench_recording
+from vdp_utils.figures.diagnosis import (attention, attention_and_cause, attention_maps, decline,
+                                         priors, proportion, text_control)
+from vdp_utils.figures.embedded import gallery, training_curves
+from vdp_utils.figures.style import save
+
+__all__ = ["attention", "attention_and_cause", "attention_maps", "bench_pruning",
+           "bench_recording", "decline", "gallery", "priors", "proportion", "save",
+           "text_control", "training_curves"]

@@ -1,0 +1,81 @@
+"""`make figures`: every figure again from stored rows and tables, without loading a model."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+
+from vdp_utils import bench, figures, paths
+from vdp_utils.errors import VDPError
+from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, decline, priors,
+                                proportion, text_control)
+from vdp_utils.lvlm import MODELS, manifest
+from vdp_utils.prompts import presence_samples
+from vdp_utils.store import ResultStore
+
+
+class Stored:
+    """What is stored of one model under a results folder."""
+
+    def __init__(self, results: Path, model: str):
+        self.store, self.model = ResultStore(results), model
+        self.source = MODELS / model.removeprefix("embedded-")
+        about = manifest(self.source)
+        self.trained = about["max_context"]
+        self.revision = about["weights_sha256"][:16]
+
+    def rows(self, finding: str) -> pd.DataFrame:
+        """All rows of a finding under the model's present weights. VDPError where there are none."""
+        found = [one for one in self.store.conditions(finding)
+                 if (one["model"], one["revision"]) == (self.model, self.revision)]
+        if not found:
+            raise VDPError(f"no rows of {finding} for {self.model} in {self.store.root}: measure "
+                           "them with make study PROFILE=full")
+        return pd.concat([self.store.read(finding, one) for one in found], ignore_index=True)
+
+
+def every(stored: Stored):
+    """(name, figure) of each figure, one after the other."""
+    model, trained = stored.model, stored.trained
+    yield "fig00_scenes", figures.gallery(presence_samples("evaluation", 8))
+    yield "fig00_training", figures.training_curves(pd.read_csv(stored.source / "training_log.csv"))
+    rows = stored.rows(PRESENCE)
+    own = rows[rows["image"] == "own"]
+    samples = presence_samples("evaluation", own["image_id"].nunique())
+    yield "fig01_long_context_decline", figures.decline(decline.summary(own), trained, model)
+    told = rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]
+    yield "fig02_text_only_control", figures.text_control(
+        text_control.summary(told[told["image"].isin(text_control.IMAGES)]),
+        text_control.places(told[told["context_kind"] == "other"]), trained, model)
+    found = priors.pairs(told)
+    yield "fig03_prior_consistency", figures.priors(
+        priors.summary(found), priors.by_prior(found), trained, model)
+    yes = proportion.yes_questions(own, samples)
+    yield "fig04_target_proportion", figures.proportion(
+        proportion.summary(yes), proportion.curves(yes), proportion.SHOWN, model)
+    neutral = own[own["context_kind"] == "other"]
+    layers = attention.by_layer(neutral)
+    yield "fig05_attention_distribution", figures.attention(
+        attention.summary(layers), attention.heat(layers, "mass_image"),
+        attention.heat(layers, "prefers_image"), attention.heads(neutral), trained, model)
+    yield "fig05_attention_and_cause", figures.attention_and_cause(
+        attention.against_cause(told), model)
+    yield "fig05_attention_maps", figures.attention_maps(
+        attention.first_questions(stored.rows(attention.MAPS)), samples[:attention.SHOWN],
+        attention.MAP_LENGTHS, model)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.figures", description=__doc__)
+    parser.add_argument("--results", type=Path, default=paths.results("full"))
+    parser.add_argument("--output", type=Path, default=paths.figures("full"))
+    parser.add_argument("--model", default="embedded-s")
+    options = parser.parse_args()
+    for name, figure in every(Stored(options.results, options.model)):
+        figures.save(figure, options.output, name)
+        print(options.output / name)
+    bench.draw(bench.tables_of(paths.bench("full")), options.output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,264 @@
+"""Findings F1 to F5 drawn: one function a figure, from summaries."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm, TwoSlopeNorm
+from matplotlib.figure import Figure
+
+from vdp_utils.figures import style
+from vdp_utils.figures.style import KINDS, LINES, MARKERS, PALETTE, WIDE
+
+TOLD = {  # image -> (label, marker, line)
+    "own": ("scene as an image", "o", "-"),
+    "words": ("scene in words, before the context", "s", "--"),
+    "words_middle": ("in its middle", "D", "-."),
+    "words_last": ("after it", "^", ":"),
+}
+TAKEN = {"none": "image left out", "blank": "image blanked", "swapped": "image swapped"}
+TOKENS = {"image": "image", "context": "context", "question": "question", "template": "template"}
+
+
+def decline(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
+    """F1: accuracy, yes-rate and answer margin against context length, by context kind."""
+    measures = list(summary["measure"].unique())
+    figure, panels = plt.subplots(1, len(measures), figsize=(WIDE, 2.6))
+    lengths = sorted(summary["context_length"].unique())
+    for axes, name in zip(panels, measures):
+        for kind, part in summary[summary["measure"] == name].groupby("context_kind", sort=False):
+            style.kind_curve(axes, part, kind)
+        style.length_axis(axes, lengths, trained)
+        axes.set_title(name)
+        if name == "balanced accuracy":
+            style.chance_line(axes, lengths)
+            style.trained_note(axes, trained)
+        if name == "yes-rate":
+            axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+            axes.set_ylim(0, 1)
+    style.shared_legend(figure, panels[0])
+    figure.suptitle(f"{model}: presence questions behind a text context "
+                    f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
+                    fontsize=8)
+    return figure
+
+
+def text_control(summary: pd.DataFrame, places: pd.DataFrame, trained: int | None, model: str
+                 ) -> Figure:
+    """F2: accuracy with the image and with the scene in words, by kind; where the words stand."""
+    kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
+    figure, panels = plt.subplots(1, len(kinds) + 1, figsize=(WIDE, 2.7), sharey=True)
+    lengths = sorted(summary["context_length"].unique())
+    for axes, kind in zip(panels, kinds):
+        for image, part in summary[summary["context_kind"] == kind].groupby("image", sort=True):
+            _told(axes, part, image)
+        axes.set_title(KINDS[kind][0])
+    for image, part in places.groupby("image", sort=True):
+        _told(panels[-1], part, image)
+    panels[-1].set_title("where the words stand (other)")
+    for axes in panels:
+        style.length_axis(axes, lengths, trained)
+        style.chance_line(axes, lengths)
+    panels[0].set_ylabel("balanced accuracy")
+    style.trained_note(panels[0], trained)
+    found = {}
+    for axes in (panels[0], panels[-1]):
+        found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
+    style.shared_legend(figure, None, handles=(list(found.values()), list(found)))
+    figure.suptitle(f"{model}: the same questions about the same scenes "
+                    f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
+                    fontsize=8)
+    return figure
+
+
+def _told(axes, part: pd.DataFrame, image: str) -> None:
+    label, marker, line = TOLD[image]
+    style.curve(axes, part, list(TOLD).index(image), marker=marker, line=line, label=label)
+
+
+def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, model: str
+           ) -> Figure:
+    """F3: agreement and kappa with the answer without an image, KL, flips, and accuracy by prior."""
+    kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
+    figure, panels = plt.subplots(len(kinds), 4, figsize=(WIDE, 2.1 * len(kinds) + 0.6),
+                                  sharex=True, squeeze=False)
+    lengths = sorted(summary["context_length"].unique())
+    for line, kind in zip(panels, kinds):
+        part = summary[summary["context_kind"] == kind]
+        for number, (measure, label) in enumerate({
+                "agreement": "agreement with the answer without image",
+                "Cohen's kappa": "the same beyond chance (kappa)"}.items()):
+            style.curve(line[0], part[part["measure"] == measure], number + 3, label=label,
+                        spread=0)
+        for number, (image, label) in enumerate(TAKEN.items()):
+            for axes, measure in ((line[1], "KL"), (line[2], "flip rate")):
+                style.curve(axes, part[part["measure"] == f"{measure}, {image}"], number,
+                            label=label)
+        for number, (right, label) in enumerate({True: "answer without image is right",
+                                                 False: "answer without image is wrong"}.items()):
+            chosen = by_prior[(by_prior["context_kind"] == kind)
+                              & (by_prior["prior_right"] == right)]
+            style.curve(line[3], chosen, 5 + number, label=label, spread=0)
+        line[0].set_ylabel(f"context: {kind}")
+        for axes in line:
+            axes.axvline(trained or 0, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+        for axes in (line[0], line[2], line[3]):
+            axes.set_ylim(min(-0.03, axes.get_ylim()[0]), 1.03)
+        line[1].set_ylim(0, None)
+    for axes, title in zip(panels[0], ("agreement, kappa", "KL divergence (nats)",
+                                       "flip rate", "accuracy with the image")):
+        axes.set_title(title)
+    for axes in panels[-1]:
+        style.length_axis(axes, lengths, trained)
+        axes.set_xlabel("context (tokens)")
+    found = {}
+    for axes in panels[0]:
+        found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
+    style.shared_legend(figure, None, 3, handles=(list(found.values()), list(found)))
+    figure.suptitle(f"{model}: how far the answer moves when the image is taken away "
+                    f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
+                    fontsize=8)
+    return figure
+
+
+def proportion(summary: pd.DataFrame, curves: pd.DataFrame, lengths, model: str) -> Figure:
+    """F4: recall against the asked object's share of the image, by context kind and length."""
+    kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
+    figure, panels = plt.subplots(1, len(kinds), figsize=(WIDE, 2.7), sharey=True,
+                                  layout="constrained", squeeze=False)
+    for axes, kind in zip(panels[0], kinds):
+        for number, length in enumerate(lengths):
+            part, curve = (rows[(rows["context_kind"] == kind) & (rows["context_length"] == length)]
+                           for rows in (summary, curves))
+            axes.plot(100 * curve["share"], curve["recall"], LINES[number % 4],
+                      color=PALETTE[number], linewidth=1)
+            style.curve(axes, part.assign(percent=100 * part["share"]), number, "percent",
+                        line="none", label=f"{length} context tokens")
+        axes.set_xscale("log")
+        axes.set_xticks([1, 2, 5, 10, 20, 40], ["1", "2", "5", "10", "20", "40"])
+        axes.minorticks_off()
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_title(KINDS[kind][0])
+        axes.set_xlabel("share of the image (%)")
+    panels[0][0].set_ylabel("recall: 'yes' where it is there")
+    style.shared_legend(figure, panels[0][0])
+    figure.suptitle(f"{model}: points are bins of the questions by share (95 % intervals), "
+                    f"curves the logistic regression (n = {summary['images'].max()} images)",
+                    fontsize=8)
+    return figure
+
+
+def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFrame,
+              heads: pd.DataFrame, trained: int | None, model: str) -> Figure:
+    """F5: the answer position's attention by kind of token, layer and head, against length.
+
+    `heat` and `preference` are layers x lengths: the image's share, and its log2 ratio to uniform
+    attention. `heads` has layer, head, context_length and mass.
+    """
+    figure, grid = plt.subplots(2, 3, figsize=(WIDE, 4.6))
+    (shares, prefers, where), (layers, ratios, single) = grid
+    lengths = sorted(summary["context_length"].unique())
+    for number, name in enumerate(TOKENS):
+        part = summary[summary["measure"] == f"attention on {name}"]
+        style.curve(shares, part, number, label=name)
+    shares.set_yscale("log")
+    shares.set_title("share of attention")
+    for number, name in enumerate(("image", "context")):
+        part = summary[summary["measure"] == f"preference for {name}"]
+        style.curve(prefers, part, number, label=name)
+    prefers.axhline(0, color="0.4", linewidth=0.8)
+    prefers.set_title("share / uniform share (log2)")
+    for axes in (shares, prefers):
+        style.length_axis(axes, lengths, trained)
+        axes.legend(fontsize=6)
+    _by_layer(figure, layers, heat, "image's share, by layer",
+              norm=LogNorm(max(heat.to_numpy().min(), 1e-4), heat.to_numpy().max()))
+    extreme = max(1e-3, np.abs(preference.to_numpy()).max())
+    _by_layer(figure, ratios, preference, "the same / uniform (log2)", cmap="PuOr",
+              norm=TwoSlopeNorm(0, -extreme, extreme))
+    ends = [lengths[0], lengths[-1]]
+    wide = heads.pivot(index=["layer", "head"], columns="context_length", values="mass")
+    depth = wide.index.get_level_values("layer")
+    points = where.scatter(wide[ends[0]].clip(lower=1e-5), wide[ends[1]].clip(lower=1e-5), c=depth,
+                           s=9, cmap="viridis")
+    where.plot([1e-5, 1], [1e-5, 1], color="0.4", linewidth=0.8)
+    where.set(xscale="log", yscale="log", xlabel=f"at {ends[0]} context tokens",
+              ylabel=f"at {ends[1]}")
+    where.set_title("each head's attention on the image")
+    figure.colorbar(points, ax=where, label="layer", ticks=sorted(set(depth)))
+    strongest = wide[ends[0]].sort_values(ascending=False).index[:6]
+    for number, (layer, head) in enumerate(strongest):
+        line = wide.loc[(layer, head), lengths]
+        single.plot(lengths, line, marker=MARKERS[number], linestyle=LINES[number % 4],
+                    color=PALETTE[number], label=f"layer {layer}, head {head}")
+    style.length_axis(single, lengths, trained)
+    single.set_ylim(0, None)
+    single.set_title("the six most visual heads")
+    single.legend(fontsize=5.5)
+    figure.suptitle(f"{model}: attention of the answer position "
+                    f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
+                    fontsize=8)
+    return figure
+
+
+def _by_layer(figure, axes, table: pd.DataFrame, title: str, **options) -> None:
+    """A heat map of layers (up) against context lengths, with its colour bar."""
+    drawn = axes.imshow(table.to_numpy(), aspect="auto", origin="lower", **options)
+    axes.set_xticks(range(table.shape[1]), [style.short(n) for n in table.columns])
+    axes.set_yticks(range(0, len(table), max(1, len(table) // 6)))
+    axes.set(xlabel="context length (tokens)", ylabel="layer")
+    axes.grid(False)
+    axes.set_title(title)
+    figure.colorbar(drawn, ax=axes)
+
+
+def attention_and_cause(table: pd.DataFrame, model: str) -> Figure:
+    """F5: rank correlation of attention on the image with the answer's move when it is swapped."""
+    kinds = [kind for kind in KINDS if kind in set(table["context_kind"])]
+    figure, panels = plt.subplots(1, len(kinds), figsize=(WIDE, 2.7), sharey=True, squeeze=False)
+    lengths = sorted(table["context_length"].unique())
+    chosen = [lengths[0], lengths[len(lengths) // 2], lengths[-1]]
+    for axes, kind in zip(panels[0], kinds):
+        for number, length in enumerate(chosen):
+            part = table[(table["context_kind"] == kind) & (table["context_length"] == length)]
+            names = sorted(part["layer"], key=lambda name: (name == "mean", name.rjust(3)))
+            part = part.set_index("layer").loc[names].assign(place=np.arange(len(names)))
+            style.curve(axes, part.assign(place=part["place"] + 0.15 * (number - 1)), number,
+                        "place", label=f"{length} context tokens", line="none", spread=0)
+        axes.axhline(0, color="0.4", linewidth=0.8)
+        axes.set_xticks(range(len(names)), names)
+        axes.set_xlabel("layer")
+        axes.set_title(KINDS[kind][0])
+    panels[0][0].set_ylabel("Spearman's rank correlation")
+    style.shared_legend(figure, panels[0][0])
+    figure.suptitle(f"{model}: does more attention on the image mean that the image decides more? "
+                    f"(n = {table['n_images'].max()} images)", fontsize=8)
+    return figure
+
+
+def attention_maps(maps: pd.DataFrame, samples, lengths, model: str) -> Figure:
+    """F5: where the answer position looks, mean over layers and heads, on each scene.
+
+    One line a sample, one column a context length; each map is scaled to its own largest value,
+    whose share of all attention stands above it.
+    """
+    figure, panels = plt.subplots(len(samples), len(lengths) + 1, squeeze=False,
+                                  figsize=(WIDE, WIDE / (len(lengths) + 1) * len(samples) + 0.4))
+    for line, sample in zip(panels, samples):
+        mine = maps[maps["image_id"] == sample.image_id].set_index("context_length")
+        picture = sample.image()
+        line[0].imshow(picture)
+        line[0].set_title(mine["question"].iloc[0], fontsize=5.5)
+        for axes, length in zip(line[1:], lengths):
+            flat = np.asarray(mine.loc[length, "map_image"], dtype=float)
+            side = picture.size[0]
+            grid = flat.reshape(-1, 100).mean(0).reshape(10, 10)
+            axes.imshow(picture.convert("L"), cmap="gray", alpha=0.6)
+            axes.imshow(grid / grid.max(), extent=(0, side, side, 0), cmap="magma", alpha=0.65,
+                        vmin=0, vmax=1)
+            axes.set_title(f"{style.short(length)} tokens: “{mine.loc[length, 'predicted']}”, "
+                           f"{100 * grid.sum():.1f} %", fontsize=5.5)
+    for axes in panels.flat:
+        axes.axis("off")
+    figure.suptitle(f"{model}: attention on the image behind short and long contexts "
+                    "(answer given, and the image's share of all attention)", fontsize=8)
+    return figure

@@ -1,0 +1,74 @@
+"""The embedded LVLM: what its images look like, and how it learned."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from vdp_utils import scenes
+from vdp_utils.figures.style import WIDE
+from vdp_utils.prompts import Sample
+
+
+def _label_box(item: scenes.Item, taken: list) -> tuple[float, float, float, float]:
+    """Room for an item's noun above, below or inside its box, clear of what is `taken`."""
+    x0, y0, x1, y1 = item.box
+    width, height = 4.2 * len(item.noun) + 2, 8  # pixels, at 5 points
+    left = min(x0, scenes.SIZE - width)
+    places = [(left, top, left + width, top + height) for top in (y0 - 9, y1 + 1, y0 + 1)]
+    for place in places:
+        if place[1] >= 0 and place[3] <= scenes.SIZE and not any(
+                place[0] < box[2] and box[0] < place[2] and place[1] < box[3]
+                and box[1] < place[3] for box in taken if box != item.box):
+            return place
+    return places[-1]
+
+
+def gallery(samples: list[Sample], columns: int = 4) -> Figure:
+    """Scenes with the boxes and nouns of their objects."""
+    lines = -(-len(samples) // columns)
+    figure, panels = plt.subplots(lines, columns, figsize=(WIDE, 1.85 * lines),
+                                  layout="constrained", squeeze=False)
+    for axes in panels.flat:
+        axes.axis("off")
+    for axes, sample in zip(panels.flat, samples):
+        axes.imshow(sample.image(), extent=(0, scenes.SIZE, scenes.SIZE, 0))
+        boxes = [item.box for item in sample.scene.items]
+        for item in sample.scene.items:
+            x0, y0, x1, y1 = item.box
+            axes.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=0.7,
+                                         edgecolor="black"))
+            label = _label_box(item, boxes)
+            boxes.append(label)
+            axes.text(label[0] + 1, (label[1] + label[3]) / 2, item.noun, fontsize=5, va="center",
+                      bbox=dict(facecolor="white", edgecolor="none", pad=0.3, alpha=0.8))
+        axes.set_title(f"{sample.scene.theme}, {sample.scene.texture}", fontsize=7)
+    return figure
+
+
+def training_curves(log: pd.DataFrame) -> Figure:
+    """Held-out metrics against the images trained on, one panel a stage."""
+    labels = {"tower": "tower", "projector": "projector", "oracle": "on true nouns",
+              "naming": "naming", "joint": "joint", "further": "joint, continued"}
+    shown = {"object_patch_accuracy": "object patches", "image_presence": "presence, image",
+             "words_presence": "presence, words", "image_position": "position, image",
+             "blank_presence": "presence, blank image", "image_naming": "naming, tokens right"}
+    stages = list(log["stage"].unique())
+    figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.7), sharey=True,
+                                  layout="constrained", squeeze=False)
+    palette = dict(zip(shown, sns.color_palette("colorblind", len(shown))))
+    markers = dict(zip(shown, "osD^vP"))
+    for axes, stage in zip(panels[0], stages):
+        part = log[(log["stage"] == stage) & log["metric"].isin(shown)]
+        for metric, curve in part.groupby("metric"):
+            axes.plot(curve["samples"] / 1000, curve["value"], label=shown[metric], markersize=2.5,
+                      color=palette[metric], marker=markers[metric])
+        axes.set_title(labels[stage])
+        axes.set_xlabel("thousand images")
+        axes.set_ylim(0, 1.02)
+    panels[0][0].set_ylabel("held-out accuracy")
+    found = {}
+    for axes in panels[0]:
+        found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
+    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3)
+    return figure

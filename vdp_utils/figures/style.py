@@ -1,0 +1,89 @@
+"""The one look of the study's figures, and how they are saved: PNG and PDF, the same each time."""
+
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+WIDTH, WIDE = 3.25, 6.75  # inches: one and two columns
+STYLE = Path(__file__).with_name("vdp.mplstyle")
+KINDS = {  # context kind -> (label, marker, line): colour is never the only difference
+    "same": ("same: about this image", "o", "-"),
+    "other": ("other: about other images", "s", "--"),
+    "mentions": ("mentions: names absent objects", "^", "-."),
+}
+PALETTE = sns.color_palette("colorblind")
+COLOURS = dict(zip(KINDS, PALETTE))
+MARKERS, LINES = "osD^vPX", ("-", "--", "-.", ":")
+matplotlib.style.use(STYLE)
+
+
+def save(figure: Figure, folder: str | Path, name: str) -> Figure:
+    """Write `folder/name.png` and `.pdf`, byte-identical for the same figure."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None,
+                                                     "Producer": None})
+    return figure
+
+
+def curve(axes, part: pd.DataFrame, number: int = 0, x: str = "context_length", color=None,
+          marker=None, line=None, label=None, spread: float = 0.05) -> None:
+    """A line of estimates with their intervals; `number` moves it aside, so that all stay readable.
+
+    `part` has the columns `x`, value, low and high.
+    """
+    part = part.sort_values(x)
+    axes.errorbar(part[x] * (1 + spread * (number - 1)), part["value"],
+                  [(part["value"] - part["low"]).clip(lower=0),
+                   (part["high"] - part["value"]).clip(lower=0)],
+                  label=label, color=PALETTE[number] if color is None else color,
+                  marker=marker or MARKERS[number], linestyle=line or LINES[number % len(LINES)],
+                  elinewidth=0.8, capsize=1.5)
+
+
+def kind_curve(axes, part: pd.DataFrame, kind: str) -> None:
+    """`curve` in the look of a context kind."""
+    label, marker, line = KINDS[kind]
+    curve(axes, part, list(KINDS).index(kind), color=COLOURS[kind], marker=marker, line=line,
+          label=label)
+
+
+def short(length: int) -> str:
+    """A number of tokens as an axis says it: 2048 is 2k."""
+    return f"{length // 1024}k" if length and length % 1024 == 0 else str(length)
+
+
+def length_axis(axes, lengths, trained: int | None) -> None:
+    """Context lengths, doubling from left to right, and the longest one seen in training."""
+    axes.set_xscale("symlog", base=2, linthresh=64, linscale=0.6)
+    axes.set_xticks(lengths, [short(n) for n in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("context length (tokens)")
+    if trained:
+        axes.axvline(trained, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+
+
+def trained_note(axes, trained: int | None) -> None:
+    """Say at the bottom what the dotted line of `length_axis` is."""
+    if trained:
+        axes.annotate("longest\ntrained", (trained, axes.get_ylim()[0]), xytext=(3, 3),
+                      textcoords="offset points", fontsize=6, color="0.3")
+
+
+def chance_line(axes, lengths) -> None:
+    """Accuracy's axis, with the line of answers at random."""
+    axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+    axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.01)
+    axes.annotate("chance", (min(lengths), 0.5), xytext=(2, 2), fontsize=6, color="0.4",
+                  textcoords="offset points")
+
+
+def shared_legend(figure: Figure, axes, columns: int | None = None, handles=None) -> None:
+    """One legend below all panels, of the labels in one of them."""
+    found, labels = axes.get_legend_handles_labels() if handles is None else handles
+    figure.legend(found, labels, loc="outside lower center", ncols=columns or len(labels))

@@ -1,0 +1,29 @@
+"""What each notebook asks of its rows, one module a finding, all with the same face.
+
+`RULE` is how the verdict falls, written before the run; `summary(rows)` is what the figure shows;
+`tests(rows)` is what the rule looks at; `verdict(...)` applies it. This file holds what they share.
+"""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from vdp_utils.stats import Estimate, Verdict
+
+PRESENCE = "F1_F5_presence"  # the table of rows that findings F1 to F5 share
+KINDS = ("same", "other", "mentions")
+NEUTRAL_AND_LURING = ("other", "mentions")  # where every kind would cost too much
+
+
+def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind") -> pd.DataFrame:
+    """A summary's measure as text with intervals: one line a length, one column a `column`."""
+    part = summary[summary["measure"] == measure]
+    texts = [str(Estimate(*line)) for line in part[list(Estimate.__match_args__)].to_numpy()]
+    return part.assign(text=texts).pivot(index="context_length", columns=column, values="text")
+
+
+def save_verdict(verdict: Verdict, folder: str | Path) -> None:
+    """Write the verdict to `folder/<finding>_verdict.json`, from which the README's table comes."""
+    path = Path(folder) / f"{verdict.finding}_verdict.json"
+    path.write_text(json.dumps(verdict.to_row(), indent=2) + "\n")

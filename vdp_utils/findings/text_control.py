@@ -1,0 +1,66 @@
+"""F2: the same questions about scenes told in words do not suffer as much."""
+
+import pandas as pd
+
+from vdp_utils import stats
+from vdp_utils.findings.decline import ends
+from vdp_utils.prompts import PLACES
+from vdp_utils.stats import Verdict
+
+IMAGES = ("own", "words")  # the scene as an image, and told in words in the image's place
+RULE = (
+    "For each context kind and two spans, from no context to the longest context of the model's "
+    "training and to the longest of all: the loss of balanced accuracy with the image minus the "
+    "loss with the scene in words (a difference in differences, paired over images) has a 95 % "
+    "BCa interval above 0. Reproduced if this holds for every kind and span, partly if for at "
+    "least one, else not reproduced.")
+
+
+def summary(rows: pd.DataFrame, columns=("context_kind", "image")) -> pd.DataFrame:
+    """Balanced accuracy with its interval by context kind, image or words, and length."""
+    lines = []
+    for key, part in rows.groupby([*columns, "context_length"], sort=True):
+        lines.append(dict(zip((*columns, "context_length"), key), measure="balanced accuracy",
+                          **vars(stats.balanced_accuracy(part))))
+    return pd.DataFrame(lines)
+
+
+def spans(rows: pd.DataFrame, trained: int | None) -> list[int]:
+    """The contexts up to which the rule looks: the longest trained, where known, and of all."""
+    lengths = sorted(rows["context_length"].unique())
+    familiar = [n for n in lengths if 0 < n <= (trained or 0)]
+    return [int(n) for n in dict.fromkeys([*familiar[-1:], lengths[-1]])]
+
+
+def tests(rows: pd.DataFrame, trained: int | None) -> pd.DataFrame:
+    """By context kind and span: both losses, their difference, and the words' share of the loss."""
+    lines = []
+    for kind, part in rows.groupby("context_kind", sort=True):
+        for span in spans(rows, trained):
+            upto = part[part["context_length"] <= span]
+            near, far = zip(*(ends(upto[upto["image"] == image]) for image in IMAGES))
+            image, words = (stats.balanced_accuracy_difference(*pair) for pair in zip(near, far))
+            more = stats.balanced_accuracy_contrast((1, near[0]), (-1, far[0]), (-1, near[1]),
+                                                    (1, far[1]))
+            lines.append(dict(context_kind=kind, span=span, loss_image=image.value,
+                              loss_words=words.value, more_with_image=more.value, low=more.low,
+                              high=more.high, n_images=more.n_images, n_rows=more.n_rows))
+    return pd.DataFrame(lines)
+
+
+def places(rows: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy by where in the context the scene is told: rows of `PLACES` of one context kind."""
+    return summary(rows[rows["image"].isin(PLACES)], ("image",))
+
+
+def verdict(table: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
+    """The verdict by RULE from `tests`; the estimate is all kinds' difference, longest context."""
+    holds = table["low"] > 0
+    image, words = (rows[rows["image"] == image] for image in IMAGES)
+    (near, far), (near_words, far_words) = ends(image), ends(words)
+    more = stats.balanced_accuracy_contrast((1, near), (-1, far), (-1, near_words), (1, far_words))
+    return Verdict(
+        "F2", "Equally long text-only questions do not suffer as much",
+        stats.judge(bool(holds.all()), bool(holds.any())),
+        f"loss of balanced accuracy up to {rows['context_length'].max()} context tokens, "
+        "with the image minus in words", more, more.n_images, RULE)
