@@ -21,8 +21,8 @@ env: ## the virtual environment of requirements.lock in VENV=.venv, made with PY
 study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full (what is committed)
 	$(SNAKEMAKE) --config profile=$(PROFILE)
 
-figures: env ## run every notebook of the full profile again: figures and verdicts from stored rows
-	$(SNAKEMAKE) --config profile=full --forceall
+figures: env ## draw every figure again from stored rows, without a model (under a minute)
+	$(BIN)/python -m vdp_utils.figures
 
 bench: env ## time recording and pruning: PROFILE=quick (minutes, into build/), full (into data/bench)
 	$(BIN)/python -m vdp_utils.bench --profile $(PROFILE)

@@ -8,7 +8,10 @@ from snakemake.exceptions import WorkflowError
 NOTEBOOKS = [
     "00_the_embedded_lvlm",
     "01_long_context_decline",
+    "02_text_only_control",
+    "03_prior_consistency",
     "04_target_proportion",
+    "05_attention_distribution",
 ]
 
 workdir: workflow.basedir

@@ -41,7 +41,7 @@ def asked_of(scene, rng, pairs=3):
 
 def context_text(kind, scene, asked, seed, blocks):
     pieces = dialogues.context_blocks(kind, scene, asked, seed)
-    return dialogues.context_head(kind, scene, seed) + "".join(islice(pieces, blocks))
+    return "".join(islice(pieces, blocks))
 
 
 def turns(record):
@@ -193,7 +193,7 @@ def test_unknown_question_kind_and_context_kind_are_named():
     scene, rng = scenes.compose("evaluation", 0), np.random.default_rng(0)
     with pytest.raises(VDPError, match="unknown question kind 'colour'.*presence"):
         dialogues.ask(scene, "colour", rng)
-    with pytest.raises(VDPError, match="unknown context kind 'poem'.*text_only"):
+    with pytest.raises(VDPError, match="unknown context kind 'poem'.*mentions"):
         next(dialogues.context_blocks("poem", scene, {}, 0))
 
 
@@ -330,20 +330,15 @@ def test_mentions_affirms_the_absent_and_never_names_the_present(split, index, s
 
 @repeatable
 @given(st.sampled_from(list(scenes.SPLITS)), indices, st.integers(0, 99))
-def test_text_only_describes_every_object_first(split, index, seed):
+def test_a_scene_in_words_names_every_object(split, index, seed):
     scene = scenes.compose(split, index)
-    head = dialogues.context_head("text_only", scene, (index, seed))
+    head = dialogues.in_words(scene, (index, seed))
     assert re.fullmatch(r"User: .+\nAssistant: The image shows the following\. .+\n", head)
     said = {WORDS[w]: (number, w) for number, w in re.findall(
         "There (?:is|are) (an?|two|three|four) ([a-z]+)", head)}
     wanted = {n: ("two three four".split()[count - 2], IRREGULAR.get(n, n + "s")) if count > 1
               else ("an" if n[0] in "aeiou" else "a", n) for n, count in scene.counts.items()}
     assert said == wanted
-
-
-@pytest.mark.parametrize("kind", ["same", "other", "mentions"])
-def test_only_text_only_has_a_head(kind):
-    assert dialogues.context_head(kind, scenes.compose("train", 0), (1, 2)) == ""
 
 
 def test_same_is_about_this_scene_and_other_about_others():

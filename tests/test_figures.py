@@ -8,7 +8,8 @@ import pytest
 from matplotlib import pyplot as plt
 
 from vdp_utils import figures, findings, prompts, scenes
-from vdp_utils.findings import decline_summary, decline_tests, decline_verdict
+from vdp_utils.findings import decline
+from vdp_utils.figures import style
 
 LENGTHS = (0, 256, 1024, 4096)
 FALL = {0: 0.97, 256: 0.85, 1024: 0.75, 4096: 0.55}
@@ -39,7 +40,7 @@ def falling():
 
 @pytest.fixture(scope="module")
 def summary(falling):
-    return decline_summary(falling)
+    return decline.summary(falling)
 
 
 @pytest.fixture(autouse=True)
@@ -82,7 +83,7 @@ def test_the_decline_figure_says_what_it_shows(summary):
         assert list(axes.get_xticks()) == list(LENGTHS)
     (legend,) = figure.legends
     assert {text.get_text() for text in legend.get_texts()} == {
-        figures.KINDS[kind][0] for kind in findings.KINDS}
+        style.KINDS[kind][0] for kind in findings.KINDS}
     heading = figure.get_suptitle()
     assert "embedded-s" in heading and "n = 40 images" in heading and "95 %" in heading
     assert "chance" in [text.get_text() for text in figure.axes[0].texts]
@@ -90,13 +91,13 @@ def test_the_decline_figure_says_what_it_shows(summary):
 
 def test_values_and_intervals_are_drawn_where_they_are(summary):
     figure = figures.decline(summary, None, "embedded-s")
-    for axes, name in zip(figure.axes, findings.MEASURES):
+    for axes, name in zip(figure.axes, decline.MEASURES):
         drawn = {bars.get_label(): bars for bars in axes.containers}
         assert len(drawn) == 3
         low, high = axes.get_ylim()
         for kind in findings.KINDS:
             part = summary[(summary["measure"] == name) & (summary["context_kind"] == kind)]
-            line, _, (bars,) = drawn[figures.KINDS[kind][0]].lines
+            line, _, (bars,) = drawn[style.KINDS[kind][0]].lines
             np.testing.assert_allclose(line.get_ydata().astype(float), part["value"])
             np.testing.assert_allclose(line.get_xdata().astype(float), part["context_length"],
                                        rtol=0.06)
@@ -162,7 +163,7 @@ def test_training_curves_show_each_stage_that_was_logged():
 
 
 def test_the_summary_has_one_line_a_kind_length_and_measure(falling, summary):
-    assert len(summary) == 3 * len(LENGTHS) * len(findings.MEASURES)
+    assert len(summary) == 3 * len(LENGTHS) * len(decline.MEASURES)
     assert (summary["low"] <= summary["value"]).all()
     assert (summary["value"] <= summary["high"]).all()
     assert (summary["n_images"] == 40).all() and (summary["n_rows"] == 160).all()
@@ -175,7 +176,7 @@ def test_the_summary_has_one_line_a_kind_length_and_measure(falling, summary):
 
 
 def test_the_table_shows_values_with_intervals_by_length_and_kind(summary):
-    table = findings.table(summary, "balanced accuracy")
+    table = findings.as_text(summary, "balanced accuracy")
     assert list(table.index) == list(LENGTHS) and set(table.columns) == set(findings.KINDS)
     line = summary.query("measure == 'balanced accuracy' and context_kind == 'same' "
                          "and context_length == 256").iloc[0]
@@ -186,14 +187,14 @@ def test_one_changed_row_changes_the_table(falling, summary):
     changed = falling.copy()
     at = changed.query("context_kind == 'same' and context_length == 256").index[0]
     changed.loc[at, "correct"] = not changed.loc[at, "correct"]
-    before = findings.table(summary, "balanced accuracy")
-    after = findings.table(decline_summary(changed), "balanced accuracy")
+    before = findings.as_text(summary, "balanced accuracy")
+    after = findings.as_text(decline.summary(changed), "balanced accuracy")
     different = before != after
     assert different.loc[256, "same"] and different.to_numpy().sum() == 1
 
 
 def test_the_tests_compare_the_ends_and_follow_the_trend(falling):
-    table = decline_tests(falling)
+    table = decline.tests(falling)
     assert list(table.columns) == ["context_kind", "drop", "low", "high", "slope_per_doubling",
                                    "p", "p_holm"]
     assert list(table["context_kind"]) == sorted(findings.KINDS)
@@ -214,9 +215,9 @@ def test_the_tests_compare_the_ends_and_follow_the_trend(falling):
 ])
 def test_the_verdict_finds_the_fall_that_is_built_in(by_kind, expected):
     rows = rows_with(dict(zip(findings.KINDS, by_kind)))
-    verdict = decline_verdict(rows)
+    verdict = decline.verdict(rows)
     assert verdict.verdict == expected and verdict.finding == "F1"
-    assert (verdict.rule, verdict.n) == (findings.DECLINE_RULE, 40)
+    assert (verdict.rule, verdict.n) == (decline.RULE, 40)
     assert "from 0 to 4096" in verdict.effect
     right = rows.groupby("context_length")["correct"].mean()
     assert verdict.estimate.value == pytest.approx(right[0] - right[4096])
@@ -224,20 +225,20 @@ def test_the_verdict_finds_the_fall_that_is_built_in(by_kind, expected):
 
 def test_a_drop_in_the_middle_alone_is_no_decline():
     dip = FLAT | {256: 0.5}
-    assert decline_verdict(rows_with({k: dip for k in findings.KINDS})).verdict == "not reproduced"
+    assert decline.verdict(rows_with({k: dip for k in findings.KINDS})).verdict == "not reproduced"
 
 
 def test_a_drop_between_the_ends_of_a_rising_line_is_no_decline():
     """The trend is over all lengths, which log2 spaces 0, 8, 10 and 12."""
     rise = {0: 0.55, 256: 1.0, 1024: 1.0, 4096: 0.4}
     rows = rows_with({kind: rise for kind in findings.KINDS}, images=150)
-    tests = decline_tests(rows)
+    tests = decline.tests(rows)
     assert (tests["low"] > 0).all() and (tests["p_holm"] < 0.05).all()
-    assert decline_verdict(rows).verdict == "not reproduced"
+    assert decline.verdict(rows).verdict == "not reproduced"
 
 
 def test_the_verdict_is_stored_as_it_is_shown(falling, tmp_path):
-    verdict = decline_verdict(falling)
+    verdict = decline.verdict(falling)
     findings.save_verdict(verdict, tmp_path)
     stored = json.loads((tmp_path / "F1_verdict.json").read_text())
     assert stored == verdict.to_row() and stored["verdict"] == "reproduced"

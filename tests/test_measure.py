@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,7 +18,8 @@ from vdp_utils.store import ResultStore, condition_hash
 from vdp_utils.tokens import Kind
 
 COLUMNS = {"key", "image_id", "question_id", "kind", "nouns", "context_kind", "context_length",
-           "image", "image_tokens", "context_tokens", "question_tokens", "options",
+           "image", "template_tokens", "image_tokens", "context_tokens", "question_tokens",
+           "options", "attention", "head_image",
            "log_likelihoods", "answer", "predicted", "correct", "margin", "greedy",
            "target_share", "seconds"}
 
@@ -71,17 +73,21 @@ def scores(rows):
 # ---- the shared prefix
 
 
-@pytest.mark.parametrize("kind, length", [("same", 0), ("same", 1), ("same", 130), ("other", 400),
-                                          ("mentions", 64), ("text_only", 250)])
+@pytest.mark.parametrize("kind, length, image", [
+    ("same", 0, "own"), ("same", 1, "own"), ("same", 130, "own"), ("other", 400, "own"),
+    ("mentions", 64, "own"), ("other", 250, "words"), ("other", 60, "none")])
 @pytest.mark.parametrize("asked", ["presence", "positions"])
 def test_questions_that_share_a_prefix_score_as_each_would_alone(lvlm, request, asked, kind,
-                                                                 length):
+                                                                 length, image):
     for sample in request.getfixturevalue(asked):
-        one = condition(lvlm, kind, length, greedy=2)
+        one = condition(lvlm, kind, length, image, greedy=2)
         shared = measure_sample(lvlm, sample, one)
         alone = measure_sample(lvlm, sample, one, share=False)
         torch.testing.assert_close(scores(shared), scores(alone), atol=1e-4, rtol=0)
         assert [row["greedy"] for row in shared] == [row["greedy"] for row in alone]
+        for column in ("attention", "head_image"):
+            for row, other in zip(shared, alone):
+                np.testing.assert_allclose(row[column], other[column], atol=1e-3)
 
 
 def test_position_options_have_several_tokens_and_contexts_change_the_scores(lvlm, positions):
@@ -172,16 +178,17 @@ def test_the_order_of_the_options_does_not_matter(lvlm, positions):
 # ---- rows
 
 
-@pytest.mark.parametrize("kind, length", [("same", 0), ("other", 77), ("text_only", 200)])
+@pytest.mark.parametrize("kind, length, image", [("same", 0, "own"), ("other", 77, "own"),
+                                                 ("other", 200, "none")])
 def test_rows_have_every_documented_column_and_exact_token_counts(lvlm, presence, store, kind,
-                                                                  length):
-    rows = measure(lvlm, presence, [condition(lvlm, kind, length, greedy=1)], store, "F")
+                                                                  length, image):
+    rows = measure(lvlm, presence, [condition(lvlm, kind, length, image, greedy=1)], store, "F")
     assert set(rows.columns) == COLUMNS
     for name in COLUMNS - {"key", "nouns"}:
         assert name in measure.__doc__
     assert len(rows) == sum(len(sample.questions) for sample in presence)
     assert (rows["context_tokens"] == length).all() and (rows["context_length"] == length).all()
-    assert (rows["image_tokens"] == (0 if kind == "text_only" else 100)).all()
+    assert (rows["image_tokens"] == (0 if image == "none" else 100)).all()
     for sample in presence:
         for number, question in enumerate(sample.questions):
             (row,) = rows[rows["key"] == f"{sample.image_id}/{number}"].to_dict("records")
@@ -324,7 +331,7 @@ def test_a_condition_of_another_model_is_refused(lvlm, presence, store, fed, cha
 
 
 @pytest.mark.parametrize("setting, named", [
-    (("unrelated", 0), "unrelated.*same, other, mentions, text_only"),
+    (("unrelated", 0), "unrelated.*same, other, mentions"),
     (("same", 0, "inverted"), "inverted.*own, blank, swapped"),
     (("same", 9_000), "9000 does not fit 'tiny'"),
     (("same", -1), "-1 does not fit"),
@@ -399,3 +406,46 @@ def test_answer_refuses_images_that_are_missing_or_broken(lvlm, photo, tmp_path,
     with pytest.raises(VDPError, match="does not fit"):
         answer(lvlm, photo, "What?", context="word " * 9_000)
     assert fed == []
+
+
+# ---- attention
+
+
+def test_attention_is_that_of_the_answer_position_under_eager_maps(lvlm, presence):
+    sample = presence[0]
+    one = condition(lvlm, "other", 60)
+    rows = measure_sample(lvlm, sample, one)
+    maps = measuring.map_sample(lvlm, sample, one)
+    model = copy.deepcopy(lvlm.model)
+    model.set_attn_implementation("eager")
+    prefix = prompts.shared_prefix(lvlm, sample, "other", 60)
+    for row, mapped, question in zip(rows, maps, sample.questions):
+        whole = prompts.join(prefix, prompts.asking(lvlm, question))
+        with torch.no_grad():
+            eager = model(**prompts.tensors(whole, "cpu"), output_attentions=True).attentions
+        last = torch.stack([layer[0, :, -1] for layer in eager]).numpy()  # layers, heads, tokens
+        kinds = np.stack([last[..., whole.kinds == kind].sum(-1) for kind in Kind], -1)
+        np.testing.assert_allclose(row["attention"], kinds.mean(1).ravel(), atol=1e-3)
+        np.testing.assert_allclose(row["head_image"], kinds[..., Kind.IMAGE].ravel(), atol=1e-3)
+        image = last[..., whole.kinds == Kind.IMAGE].mean(1)
+        np.testing.assert_allclose(mapped["map_image"], image.ravel(), atol=1e-3)
+        assert (mapped["key"], mapped["predicted"]) == (row["key"], row["predicted"])
+        counts = [row[f"{kind.name.lower()}_tokens"] for kind in Kind]
+        assert counts == [int((whole.kinds == kind).sum()) for kind in Kind]
+
+
+def test_the_findings_share_conditions_and_so_rows(lvlm):
+    shared = measuring.presence_conditions(lvlm, ["other"], [0, 64], prompts.IMAGES)
+    assert len(set(shared)) == 2 * len(prompts.IMAGES)
+    assert set(measuring.presence_conditions(lvlm, ["other"], [64])) <= set(shared)
+    assert {one.greedy for one in shared if one.image == "own"} == {1}
+    assert {one.greedy for one in shared if one.image != "own"} == {0}
+
+
+def test_maps_are_stored_and_read_again(lvlm, presence, store, monkeypatch):
+    one = condition(lvlm, "other", 30)
+    first = measure(lvlm, presence, [one], store, "maps", each=measuring.map_sample)
+    monkeypatch.setattr(measuring, "prefill", None)
+    again = measure(lvlm, presence, [one], store, "maps", each=measuring.map_sample)
+    assert len(first) == len(again) == sum(len(sample.questions) for sample in presence)
+    assert len(first["map_image"].iloc[0]) == 100 * len(lvlm.model.model.language_model.layers)

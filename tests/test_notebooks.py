@@ -7,6 +7,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -16,7 +17,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from vdp_utils import lvlm
 from vdp_utils.errors import VDPError
+from vdp_utils.figures import __main__ as redraw
+from vdp_utils.findings import PRESENCE
 from vdp_utils.run_notebook import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -163,37 +167,57 @@ def test_nothing_was_measured_again(replayed):
     assert rows_of(replayed[0]) == rows_of(ROOT)
 
 
-def test_the_committed_figures_come_from_the_committed_rows(replayed):
-    """By their pixels, with room for another machine's rounding."""
-    made, kept = replayed[0] / "figures", ROOT / "figures"
-    assert {path.name for path in made.iterdir()} == {path.name for path in kept.iterdir()}
+def same_pictures(made, kept):
+    """Whether the pixels agree, with room for another machine's rounding."""
     for path in made.glob("*.png"):
         one, other = (np.asarray(Image.open(folder / path.name).convert("RGB"), dtype=float)
                       for folder in (made, kept))
         assert one.shape == other.shape and np.abs(one - other).mean() < 0.5, path.name
 
 
+def test_the_committed_figures_come_from_the_committed_rows(replayed):
+    made, kept = replayed[0] / "figures", ROOT / "figures"
+    names = {path.name for path in kept.iterdir() if not path.name.startswith("bench_")}
+    assert {path.name for path in made.iterdir()} == names
+    same_pictures(made, kept)
+
+
+def test_figures_are_drawn_again_without_a_model(tmp_path, monkeypatch):
+    """All of them, by one command, from what is stored, in under a minute."""
+    monkeypatch.setattr(lvlm, "load_lvlm", None)
+    monkeypatch.setattr(lvlm, "embedded_folder", None)
+    monkeypatch.setattr(sys, "argv", ["figures", "--output", str(tmp_path)])
+    started = time.monotonic()
+    redraw.main()
+    assert time.monotonic() - started < 60
+    assert {path.name for path in tmp_path.iterdir()} == {
+        path.name for path in (ROOT / "figures").iterdir()}
+    same_pictures(tmp_path, ROOT / "figures")
+
+
 @measuring
 def test_a_changed_number_in_a_stored_table_is_noticed(replayed, path, tmp_path):
-    """Three right answers of each condition made wrong."""
+    """Three right answers of each condition made wrong, and turned to the other word."""
     assert replayed[1] == 0  # else what fails below may be something else
     folder = study(tmp_path)
     script = """
-import json, sys
-from pathlib import Path
+import sys
 from vdp_utils.store import ResultStore
-store, finding = ResultStore("data/results"), sys.argv[1]
-for path in Path("data/results", finding).glob("*/condition.json"):
-    one = json.loads(path.read_text())
-    rows = store.read(finding, one)
-    rows.loc[rows.index[rows["correct"]][:3], "correct"] = False
-    store.clear(finding, one)
-    store.append(finding, one, rows)
+store = ResultStore("data/results")
+for one in store.conditions(sys.argv[1]):
+    rows = store.read(sys.argv[1], one)
+    for at in rows.index[rows["correct"]][:3]:
+        rows.at[at, "correct"] = False
+        rows.at[at, "predicted"] = {"yes": "no", "no": "yes"}[rows.at[at, "predicted"]]
+        for name in ("log_likelihoods", "attention"):
+            rows.at[at, name] = rows.at[at, name][::-1]
+    store.clear(sys.argv[1], one)
+    store.append(sys.argv[1], one, rows)
 """
-    (finding,) = {name for cell in code(path)
-                  for name in re.findall(r'"(F\d+_\w+)"', cell.source)}
+    assert "findings.PRESENCE" in path.read_text()
     environment = {**os.environ, "PYTHONPATH": str(folder)}
-    subprocess.run([sys.executable, "-c", script, finding], cwd=folder, env=environment, check=True)
+    subprocess.run([sys.executable, "-c", script, PRESENCE], cwd=folder, env=environment,
+                   check=True)
     exit_code, output = nbval(folder, "-x", f"notebooks/{path.name}")
     assert exit_code == 1 and "Cell outputs differ" in output, output[-5000:]
 
@@ -214,7 +238,8 @@ def test_it_runs_in_seconds_into_folders_of_one_s_own(path, tmp_path, monkeypatc
     assert saved and sorted(p.name for p in (tmp_path / "pictures").iterdir()) == sorted(
         f"{name}.{kind}" for name in saved for kind in ("png", "pdf"))
     if path in MEASURING:
-        parts = [pd.read_parquet(part) for part in (tmp_path / "rows").rglob("part-*.parquet")]
+        parts = [pd.read_parquet(part) for part in
+                 (tmp_path / "rows" / PRESENCE).rglob("part-*.parquet")]
         rows = pd.concat(parts)
         assert len(rows) and rows["image_id"].nunique() <= 10 and rows["margin"].notna().all()
     counts = [cell.execution_count for cell in code(tmp_path / "out.ipynb")]

@@ -18,7 +18,6 @@ from vdp_utils.prompts import Sample
 from vdp_utils.tokens import Kind
 
 LENGTHS = [0, 1, *(2**n for n in range(6, 14))]  # 64 to 8192
-HEADLESS = [kind for kind in CONTEXT_KINDS if kind != "text_only"]
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
 
 
@@ -37,21 +36,11 @@ def presence_sample(index, split="evaluation"):
     return prompts._presence_sample(scenes.compose(split, index), 3, False)
 
 
-def head_length(tokenizer, sample, seed=0):
-    """Tokens of the scene in words, as the refusal of a context too short for it states them."""
-    with pytest.raises(VDPError, match="is shorter than the scene in words") as refusal:
-        prompts.context(tokenizer, "text_only", sample, 0, seed)
-    return int(re.search(r"\((\d+) tokens\)", str(refusal.value))[1])
-
-
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("name", ["base", "bytes", "words"])
 def test_context_has_exactly_the_length_asked_for(tokenizers, samples, name, length):
-    for kind in HEADLESS:
+    for kind in CONTEXT_KINDS:
         ids = prompts.context(tokenizers[name], kind, samples[0], length)
-        assert ids.shape == (length,) and ids.dtype == np.int64
-    if length > head_length(tokenizers[name], samples[0]):
-        ids = prompts.context(tokenizers[name], "text_only", samples[0], length)
         assert ids.shape == (length,) and ids.dtype == np.int64
 
 
@@ -64,15 +53,10 @@ def test_longer_contexts_end_with_the_shorter_ones(tokenizers, data):
     seed = data.draw(st.integers(0, 3))
     lengths = st.one_of(st.integers(0, 2100), st.sampled_from(LENGTHS))
     short, long = sorted(data.draw(st.tuples(lengths, lengths)))
-    head = 0
-    if kind == "text_only":  # the scene in words stays in front, the rest grows behind it
-        head = head_length(tokenizer, sample, seed)
-        short, long = short + head, long + head
     shorter = prompts.context(tokenizer, kind, sample, short, seed)
     longer = prompts.context(tokenizer, kind, sample, long, seed)
     assert (len(shorter), len(longer)) == (short, long)
-    assert shorter[:head].tolist() == longer[:head].tolist()
-    assert longer[long - (short - head):].tolist() == shorter[head:].tolist()
+    assert longer[long - short:].tolist() == shorter.tolist()
 
 
 @pytest.mark.parametrize("kind", CONTEXT_KINDS)
@@ -85,7 +69,7 @@ def test_contexts_differ_between_seeds_and_samples_only(tiny, samples, kind):
 
 
 @pytest.mark.parametrize("kind, distinct, most", [
-    ("same", 80, 0.10), ("other", 350, 0.05), ("mentions", 350, 0.05), ("text_only", 350, 0.05)])
+    ("same", 80, 0.10), ("other", 350, 0.05), ("mentions", 350, 0.05)])
 def test_long_contexts_are_varied(base_tokenizer, samples, kind, distinct, most):
     """Distinct lines in 8192 tokens, and the share of the line said most often."""
     for sample in samples[:4]:
@@ -143,32 +127,49 @@ def test_every_token_of_every_prompt_has_the_right_kind(tiny, samples, kind):
         for length in (220, 1024):
             prefix = prompts.shared_prefix(tiny, sample, kind, length)
             for question in sample.questions:
-                whole = prompts.join(prefix, prompts.asking(tiny, question, kind != "text_only"))
+                whole = prompts.join(prefix, prompts.asking(tiny, question))
                 found = np.bincount(whole.kinds, minlength=4)
-                images = 0 if kind == "text_only" else 100
                 words = tiny.tokenizer("About the image: " + question.text).input_ids
                 assert found[Kind.IMAGE] == (whole.input_ids == tiny.image_token_id).sum()
-                assert (found[Kind.IMAGE], found[Kind.CONTEXT]) == (images, length)
+                assert (found[Kind.IMAGE], found[Kind.CONTEXT]) == (100, length)
                 assert found[Kind.QUESTION] == len(words)
                 context = np.flatnonzero(whole.kinds == Kind.CONTEXT)
                 start = len(prefix) - length
                 assert context.tolist() == list(range(start, start + length))
 
 
-def test_text_only_has_no_image_and_opens_with_the_scene_in_words(tiny, samples):
+def test_the_scene_in_words_takes_the_image_s_place(tiny, samples):
     for sample in samples[:10]:
-        prefix = prompts.shared_prefix(tiny, sample, "text_only", 300)
+        prefix = prompts.shared_prefix(tiny, sample, "other", 300, image="words")
         assert tiny.image_token_id not in prefix.input_ids and prefix.images == {}
-        said = tiny.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.CONTEXT])
-        told = re.match(r"User: .+\nAssistant: The image shows the following\. (.+)\n", said)
+        said = tiny.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.IMAGE])
+        told = re.fullmatch(r"User: .+\nAssistant: The image shows the following\. (.+)\n", said)
         for noun, count in sample.scene.counts.items():
             form = noun if count == 1 else dialogues.plural(noun)
             assert re.search(rf"\b{form}\b", told[1])
-        with pytest.raises(VDPError, match=f"length 5 of {sample.image_id} is shorter than the "
-                                           r"scene in words \(\d+ tokens\): ask for more"):
-            prompts.shared_prefix(tiny, sample, "text_only", 5)
-        head = head_length(tiny.tokenizer, sample)
-        assert len(prompts.context(tiny.tokenizer, "text_only", sample, head)) == head
+
+
+@pytest.mark.parametrize("length", [0, 1, 300, 1000])
+def test_the_context_is_the_same_whatever_stands_for_the_image(tiny, samples, length):
+    """So that what differs between the rows is due to the image, or to where it is told."""
+    wanted = prompts.context(tiny.tokenizer, "mentions", samples[0], length).tolist()
+    for image in prompts.IMAGES:
+        prefix = prompts.shared_prefix(tiny, samples[0], "mentions", length, image=image)
+        assert prefix.input_ids[prefix.kinds == Kind.CONTEXT].tolist() == wanted
+        assert (prefix.kinds == Kind.IMAGE).any() == (image != "none")
+        assert (tiny.image_token_id in prefix.input_ids) == (image in prompts.PICTURES)
+
+
+def test_words_stand_before_between_and_after_the_context_s_turns(tiny, samples):
+    for sample in samples[:10]:
+        for image, share in prompts.PLACES.items():
+            kinds = prompts.shared_prefix(tiny, sample, "other", 600, image=image).kinds
+            told = np.flatnonzero(kinds == Kind.IMAGE)
+            before = (kinds[:told[0]] == Kind.CONTEXT).sum()
+            assert np.diff(told).max() == 1 and abs(before - share * 600) < 100
+            whole = prompts.shared_prefix(tiny, sample, "other", 600, image=image)
+            after = tiny.tokenizer.decode(whole.input_ids[told[-1] + 1:])
+            assert image != "words_middle" or after.startswith("User")
 
 
 def test_embedded_prompts_leave_room_for_every_question(base_tokenizer):
@@ -273,8 +274,10 @@ def test_unknown_context_kind(tiny, samples, length):
 
 
 def test_unknown_image(samples):
-    with pytest.raises(VDPError, match="unknown image 'mirrored'"):
-        samples[0].image("mirrored")
+    with pytest.raises(VDPError, match="there is no picture 'words': choose one of own"):
+        samples[0].image("words")
+    with pytest.raises(VDPError, match="unknown image 'mirrored'.*own, blank, swapped, none, words"):
+        prompts.check_image("mirrored")
 
 
 @pytest.mark.parametrize("kind", CONTEXT_KINDS)

@@ -8,8 +8,10 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import special
 
-from vdp_utils import figures, findings, scenes, stats
+from vdp_utils import figures, scenes, stats
 from vdp_utils.errors import VDPError
+from vdp_utils.figures.style import KINDS
+from vdp_utils.findings import proportion as f4
 
 LENGTHS = (0, 256, 1024, 4096)
 
@@ -47,7 +49,7 @@ def samples_of(rows):
 
 
 def proportion(rows):
-    return findings.proportion_rows(rows, samples_of(rows))
+    return f4.yes_questions(rows, samples_of(rows))
 
 
 # ---- regression
@@ -81,7 +83,7 @@ def test_separated_answers_give_a_finite_slope():
 def test_an_effect_s_interval_resamples_whole_images():
     """Ten copies of each row say nothing new: the interval stays as wide."""
     rows = proportion(rows_with(0.5, images=30))
-    once, tenfold = (stats.regression_effect(part, "margin", [findings.SHARE], findings.SHARE,
+    once, tenfold = (stats.regression_effect(part, "margin", [f4.SHARE], f4.SHARE,
                                              logistic=False)
                      for part in (rows, pd.concat([rows] * 10)))
     assert once.value == pytest.approx(tenfold.value)
@@ -92,7 +94,7 @@ def test_an_effect_s_interval_resamples_whole_images():
 def test_an_effect_must_be_a_predictor():
     rows = proportion(rows_with(0, images=5))
     with pytest.raises(VDPError, match="'size' is not among"):
-        stats.regression_effect(rows, "correct", [findings.SHARE], "size")
+        stats.regression_effect(rows, "correct", [f4.SHARE], "size")
 
 
 # ---- F4
@@ -101,14 +103,14 @@ def test_an_effect_must_be_a_predictor():
 def test_only_yes_questions_count_and_predictors_are_scaled():
     rows = proportion(rows_with(0.5))
     assert set(rows["answer"]) == {"yes"}
-    for name in (findings.SHARE, findings.LENGTH, *findings.CONTROLS):
+    for name in (f4.SHARE, f4.LENGTH, *f4.CONTROLS):
         assert rows[name].mean() == pytest.approx(0, abs=1e-9)
         assert rows[name].std() == pytest.approx(1)
-    assert (rows[findings.PRODUCT] == rows[findings.SHARE] * rows[findings.LENGTH]).all()
+    assert (rows[f4.PRODUCT] == rows[f4.SHARE] * rows[f4.LENGTH]).all()
 
 
 def test_frequency_counts_training_scenes():
-    found = findings.noun_frequency()
+    found = f4.noun_frequency()
     with_cow = sum("cow" in scenes.compose("train", i).counts for i in range(2000))
     assert found["cow"] == with_cow > 0 and set(found) == set(scenes.NOUNS)
 
@@ -117,8 +119,8 @@ def test_frequency_counts_training_scenes():
                                                (-1.0, "not reproduced")])
 def test_the_verdict_finds_the_interaction_that_is_built_in(product, expected):
     rows = proportion(rows_with(product))
-    tests = findings.proportion_tests(rows)
-    verdict = findings.proportion_verdict(tests, rows)
+    tests = f4.tests(rows)
+    verdict = f4.verdict(tests, rows)
     assert verdict.verdict == expected and verdict.n == 150
     assert verdict.estimate.low - 0.1 < product < verdict.estimate.high + 0.1
 
@@ -126,8 +128,8 @@ def test_the_verdict_finds_the_interaction_that_is_built_in(product, expected):
 def test_an_interaction_of_one_kind_alone_is_partly():
     rows = pd.concat([rows_with(1.0), rows_with(-0.2, kinds=("same",), seed=1)])
     rows = proportion(rows)
-    tests = findings.proportion_tests(rows)
-    assert findings.proportion_verdict(tests, rows).verdict == "partly"
+    tests = f4.tests(rows)
+    assert f4.verdict(tests, rows).verdict == "partly"
 
 
 def test_controls_take_what_is_due_to_the_number_of_objects():
@@ -136,14 +138,14 @@ def test_controls_take_what_is_due_to_the_number_of_objects():
     yes = rows["answer"] == "yes"
     rows.loc[yes, "target_share"] = 0.35 / rows.loc[yes, "items"] ** 1.2 * np.exp(
         np.random.default_rng(0).normal(0, 0.1, yes.sum()))
-    tests = findings.proportion_tests(proportion(rows)).set_index("model")
+    tests = f4.tests(proportion(rows)).set_index("model")
     assert tests.loc["right answer", "low"] > 0
     assert tests.loc["right answer, controlled", "low"] < 0
 
 
 def test_bins_hold_a_quarter_of_the_questions_each():
     rows = proportion(rows_with(0.5))
-    summary = findings.proportion_summary(rows)
+    summary = f4.summary(rows)
     for _, part in summary.groupby("context_length"):
         assert list(part["bin"]) == [0, 1, 2, 3] and part["n_rows"].sum() == 300
         assert part["n_rows"].min() >= 74 and part["share"].is_monotonic_increasing
@@ -151,14 +153,14 @@ def test_bins_hold_a_quarter_of_the_questions_each():
 
 def test_curves_are_the_regression_s_and_the_figure_draws_both():
     rows = proportion(rows_with(0.5, kinds=("same", "other")))
-    curves = findings.proportion_curves(rows)
+    curves = f4.curves(rows)
     far = rows[(rows["context_length"] == 4096) & (rows["context_kind"] == "other")]
     line = curves[(curves["context_length"] == 4096) & (curves["context_kind"] == "other")]
     expected = np.interp(np.log(far["target_share"]), np.log(line["share"]), line["recall"])
     assert expected.mean() == pytest.approx(far["correct"].mean(), abs=0.06)
-    figure = figures.proportion(findings.proportion_summary(rows), curves, [0, 1024, 4096], "S")
+    figure = figures.proportion(f4.summary(rows), curves, [0, 1024, 4096], "S")
     assert [axes.get_title() for axes in figure.axes] == [
-        figures.KINDS[kind][0] for kind in ("same", "other")]
+        KINDS[kind][0] for kind in ("same", "other")]
     assert "n = 150 images" in figure.get_suptitle()
     assert len(figure.axes[0].get_legend_handles_labels()[1]) == 3
     plt.close(figure)

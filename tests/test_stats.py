@@ -198,11 +198,11 @@ def test_difference_takes_shares_for_means_over_seeds():
 def test_difference_names_what_is_missing():
     a = presence_rows([[1, 0], [1, 1], [0, 1]])
     lacking = a[(a["image_id"] != "i001") | (a["question_id"] != "q1")]
-    with pytest.raises(VDPError, match=r"b lacks 1 .*\('i001', 'q1'\)"):
+    with pytest.raises(VDPError, match=r"part 1 lacks 1 .*\('i001', 'q1'\)"):
         stats.balanced_accuracy_difference(a, lacking)
-    with pytest.raises(VDPError, match=r"a lacks 1 .*\('i001', 'q1'\)"):
+    with pytest.raises(VDPError, match=r"part 0 lacks 1 .*\('i001', 'q1'\)"):
         stats.balanced_accuracy_difference(lacking, a)
-    with pytest.raises(VDPError, match="b holds a question more than once"):
+    with pytest.raises(VDPError, match="part 1 holds a question more than once"):
         stats.balanced_accuracy_difference(a, pd.concat([a, a[:1]]))
     with pytest.raises(VDPError, match=r"differ in the right answer of \[\('i000', 'q0'\)"):
         other = a.copy()

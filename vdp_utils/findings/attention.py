@@ -105,7 +105,7 @@ def against_cause(rows: pd.DataFrame, image: str = "swapped") -> pd.DataFrame:
     Spearman's correlation over questions between a layer's attention on the image ("mean": all
     layers') and KL(P_own || P_swapped), by context kind and length: does the one say the other?
     """
-    found = priors.pairs(rows)[[*priors.KEYS, f"kl_{image}"]]
+    found = priors.pairs(rows)[[*priors.KEYS, f"kl_{image}"]].dropna()
     layers = by_layer(rows[rows["image"] == "own"])
     mean = layers.groupby(priors.KEYS, as_index=False)["mass_image"].mean().assign(layer="mean")
     lines = []
@@ -117,6 +117,20 @@ def against_cause(rows: pd.DataFrame, image: str = "swapped") -> pd.DataFrame:
         lines.append(dict(context_kind=kind, context_length=length, layer=layer,
                           **vars(estimate)))
     return pd.DataFrame(lines)
+
+
+def over_layers(table: pd.DataFrame, correlations: pd.DataFrame) -> pd.DataFrame:
+    """By kind and layer: the fall of the image's share beside its correlation with the cause.
+
+    The correlation is the mean over context lengths; `rank_correlation` is Spearman's between the
+    two columns over a kind's layers.
+    """
+    mean = correlations.groupby(["context_kind", "layer"])["value"].mean().rename("with_cause")
+    wide = table.assign(layer=table["layer"].astype(str)).join(mean, ["context_kind", "layer"])
+    wide = wide.dropna(subset="with_cause")[["context_kind", "layer", "mass_slope", "with_cause"]]
+    ranks = wide.groupby("context_kind")[["mass_slope", "with_cause"]].apply(
+        lambda part: part["mass_slope"].corr(part["with_cause"], method="spearman"))
+    return wide.join(ranks.rename("rank_correlation"), "context_kind").reset_index(drop=True)
 
 
 def first_questions(maps: pd.DataFrame) -> pd.DataFrame:

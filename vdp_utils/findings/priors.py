@@ -28,8 +28,9 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
 
     `own`, `none`, `blank`, `swapped` are the predictions, `kl_X` (nats) the divergence
     KL(P_own || P_X) of the distributions over the options, `flip_X` whether the answer differs
-    and `agree_X` whether it does not, and `prior_right` whether the answer without an image is
-    right. VDPError where an image was not measured.
+    and `agree_X` whether it does not (1 or 0; missing where X was not measured behind that
+    context), and `prior_right` whether the answer without an image is right. VDPError where an
+    image was not measured at all.
     """
     missing = set(IMAGES) - set(rows["image"])
     if missing:
@@ -37,18 +38,20 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
                        "presence_conditions(..., images=priors.IMAGES)")
     logs = np.stack(rows["log_likelihoods"].to_numpy())
     logs = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
-    rows = rows.assign(logs=list(logs))
-    wide = rows.pivot(index=KEYS, columns="image", values=["predicted", "logs"]).dropna()
-    own = rows[rows["image"] == "own"].set_index(KEYS).loc[wide.index]
-    found = own[["answer", "correct", "margin"]].copy()
-    mine = np.stack(wide["logs", "own"].to_numpy())
-    for image in IMAGES:
-        found[image] = wide["predicted", image]
-        if image != "own":
-            other = np.stack(wide["logs", image].to_numpy())
-            found[f"kl_{image}"] = (np.exp(mine) * (mine - other)).sum(1)
-            found[f"agree_{image}"] = wide["predicted", "own"] == wide["predicted", image]
-            found[f"flip_{image}"] = ~found[f"agree_{image}"]
+    rows = rows.assign(first=logs[:, 0], second=logs[:, 1])
+    parts = {image: part.set_index(KEYS) for image, part in rows.groupby("image")}
+    found = parts["own"][["answer", "correct", "margin"]].join(
+        parts["none"][["predicted"]], how="inner").rename(columns=dict(predicted="none"))
+    mine = parts["own"].loc[found.index]
+    found["own"] = mine["predicted"]
+    for image in IMAGES[1:]:
+        other = parts[image].reindex(found.index)
+        found[image] = other["predicted"]
+        found[f"kl_{image}"] = sum(np.exp(mine[option]) * (mine[option] - other[option])
+                                   for option in ("first", "second"))
+        same = (mine["predicted"] == other["predicted"]).astype(float)
+        found[f"agree_{image}"] = same.where(other["predicted"].notna())
+        found[f"flip_{image}"] = 1 - found[f"agree_{image}"]
     found["prior_right"] = found["none"] == found["answer"]
     return found.reset_index()
 
@@ -61,6 +64,8 @@ def summary(found: pd.DataFrame) -> pd.DataFrame:
         measures = {"agreement": stats.mean_estimate(part, "agree_none"),
                     "Cohen's kappa": stats.kappa(named)}
         for image in IMAGES[1:]:
+            if part[f"kl_{image}"].isna().any():
+                continue
             measures[f"KL, {image}"] = stats.mean_estimate(part, f"kl_{image}")
             measures[f"flip rate, {image}"] = stats.mean_estimate(part, f"flip_{image}")
         lines += [dict(context_kind=kind, context_length=length, measure=name, **vars(estimate))
