@@ -6,8 +6,10 @@ import re
 import pandas as pd
 import pytest
 
+from vdp_utils import bench
 from vdp_utils.lvlm import MODELS
 from vdp_utils.paths import ROOT
+from vdp_utils.paths import bench as bench_folder
 from vdp_utils.stats import VERDICTS
 
 README = (ROOT / "README.md").read_text()
@@ -37,6 +39,12 @@ def test_findings_without_a_verdict_are_open():
     decided = {json.loads(p.read_text())["finding"] for p in VERDICT_FILES}
     assert len(rows) == 12
     assert {f for f, verdict in rows if verdict != "open"} == decided
+
+
+def test_the_costs_are_those_of_the_benchmark():
+    report = bench.report(bench.tables_of(bench_folder("full")))
+    lines = [line for line in report.splitlines() if line.startswith("|")]
+    assert len(lines) > 3 and [line for line in lines if line not in README.splitlines()] == []
 
 
 def test_links_lead_somewhere():

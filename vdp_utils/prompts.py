@@ -1,7 +1,7 @@
 """Prompts of a known make-up: every token's kind and the exact number of context tokens."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -65,6 +65,11 @@ def presence_samples(split: str, count: int, pairs: int = 3,
     questions are about nouns that training never showed.
     """
     return [_presence_sample(scenes.compose(split, i), pairs, held_out) for i in range(count)]
+
+
+def one_question(samples: list[Sample]) -> list[Sample]:
+    """The samples with their first question only."""
+    return [replace(sample, questions=sample.questions[:1]) for sample in samples]
 
 
 def question_samples(split: str, count: int, kind: str, per_image: int = 3) -> list[Sample]:
@@ -239,8 +244,8 @@ def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int 
     """What all questions of a sample share: template, image, and `length` tokens of context.
 
     `image` is `own`, `blank` (mid-grey), `swapped` (a scene with none of the asked nouns), `none`
-    (no image tokens), or the scene told in words: before the context (`words`), between
-    turns in its middle (`words_middle`) or after it (`words_last`). These words are of kind IMAGE, whose
+    (no image tokens), or the scene told in words: before the context (`words`), between turns in
+    its middle (`words_middle`) or after it (`words_last`). These words are of kind IMAGE, whose
     place they take, and no part of the context's length.
     """
     check_image(image)

@@ -110,6 +110,7 @@ class record:
                            f"exist: {type(model).__name__} has layers 0 to {len(stack) - 1}")
         self.modules = {attention_of(stack[i], model): i for i in chosen}
         self.recording: dict[int, LayerRecord] = {}
+        self.scratch: dict = {}
 
     def __enter__(self) -> dict[int, LayerRecord]:
         opened = _OPEN.setdefault(self.decoder, _Opened())
@@ -196,11 +197,20 @@ def _rows(query, key, mask, at, scaling) -> torch.Tensor:
     return scores.masked_fill(~_visible(mask, at, count, key.shape[2]), -torch.inf).softmax(-1)
 
 
-def blocked_attention(query, key, value, mask, scaling, valid=None):
+def _room(scratch: dict, number: int, kind: torch.dtype, device) -> torch.Tensor:
+    """Memory for `number` values, kept in `scratch` from call to call."""
+    found = scratch.get(kind)
+    if found is None or len(found) < number or found.device != device:
+        scratch[kind] = found = torch.empty(number, dtype=kind, device=device)
+    return found
+
+
+def blocked_attention(query, key, value, mask, scaling, valid=None, scratch=None):
     """Attention output (B, heads, L, width), and attention received float32 (B, heads, keys).
 
     Blocks of queries of about `BLOCK_BYTES` of probabilities; only the keys a block can see are
-    touched. `valid` (B, L) leaves out padded queries from what is received.
+    touched. `valid` (B, L) leaves out padded queries from what is received. Blocks lie in the same
+    memory, in `scratch` from call to call: fresh pages would cost as much as QK^T.
     """
     batch, heads, count, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
@@ -209,17 +219,17 @@ def blocked_attention(query, key, value, mask, scaling, valid=None):
     at_once = 1 if device.type == "cpu" else batch * kv_heads
     room = BLOCK_BYTES.get(device.type, BLOCK_BYTES["cuda"])
     rows = max(16, room // (4 * at_once * groups * keys))
-    query = (query * scaling).reshape(batch * kv_heads, groups, count, width)
-    key, value = key.flatten(0, 1), value.flatten(0, 1)
+    query = (query * scaling).contiguous().view(batch * kv_heads, groups, count, width)
+    key, value = key.contiguous().flatten(0, 1), value.contiguous().flatten(0, 1)
     mask = None if mask is None else mask.expand(batch, -1, -1, -1)
     valid = None if valid is None else valid.expand(batch, -1)
     output = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=device)
     received = torch.zeros(batch * kv_heads, groups, keys, device=device)
     rows = min(rows, count)
     corner = torch.full((rows, rows), -torch.inf, device=device).triu(1)
-    # Every block's scores and chances lie in the same memory: fresh pages cost as much as QK^T.
     reuse = not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad))
-    room = [torch.empty(at_once * groups * rows * keys, dtype=kind, device=device)
+    scratch = {} if scratch is None else scratch
+    room = [_room(scratch, at_once * groups * rows * keys, kind, device)
             for kind in {query.dtype: 0, torch.float32: 0}] if reuse else []
     for head in range(0, batch * kv_heads, at_once):
         some = slice(head, head + at_once)
@@ -274,7 +284,8 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
         found = LayerRecord()
         if "all" in recorder.sets:
             asking = None if valid is None or bool(valid.all()) else valid[:, keys - count:]
-            output, received = blocked_attention(query, key, value, mask, scaling, asking)
+            output, received = blocked_attention(query, key, value, mask, scaling, asking,
+                                                  recorder.scratch)
             output = output.transpose(1, 2).contiguous()
         recorder.recording[recorder.modules[module]] = found
         rows = {}

@@ -138,7 +138,8 @@ def balanced_accuracy_contrast(*parts: tuple[float, pd.DataFrame]) -> Estimate:
     first = _questions(parts[0][1], "part 0")
     for number, (_, rows) in enumerate(parts[1:], 1):
         questions = _questions(rows, f"part {number}")
-        for have, lack, name in ((first, questions, f"part {number}"), (questions, first, "part 0")):
+        for have, lack, name in ((first, questions, f"part {number}"),
+                                 (questions, first, "part 0")):
             missing = sorted(have.keys() - lack.keys())
             if missing:
                 raise VDPError(
@@ -147,7 +148,7 @@ def balanced_accuracy_contrast(*parts: tuple[float, pd.DataFrame]) -> Estimate:
                 )
         odd = sorted(key for key, answer in first.items() if questions[key] != answer)
         if odd:
-            raise VDPError(f"parts differ in the right answer of {odd[:3]}: compare equal questions")
+            raise VDPError(f"parts differ in the right answer of {odd[:3]}: compare equal ones")
     weights = [weight for weight, _ in parts]
     columns = [column for _, rows in parts for column in _counts(rows).to_numpy().T]
 
@@ -216,8 +217,9 @@ def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> Estimate:
 def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return mean ranks (samples, rows) of `values` (rows,), each row counted `weights` times."""
     distinct, place = np.unique(values, return_inverse=True)
-    counts = np.zeros((len(weights), len(distinct)))
-    np.add.at(counts.T, place, weights.T)
+    order = np.argsort(place, kind="stable")
+    starts = np.searchsorted(place[order], np.arange(len(distinct)))
+    counts = np.add.reduceat(weights[:, order], starts, axis=1)
     return (counts.cumsum(1) - counts / 2)[:, place]
 
 

@@ -7,8 +7,8 @@ import pandas as pd
 
 from vdp_utils import bench, figures, paths
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, decline, priors,
-                                proportion, text_control)
+from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, concentration, decline,
+                                priors, proportion, text_control)
 from vdp_utils.lvlm import MODELS, manifest
 from vdp_utils.prompts import presence_samples
 from vdp_utils.store import ResultStore
@@ -25,7 +25,7 @@ class Stored:
         self.revision = about["weights_sha256"][:16]
 
     def rows(self, finding: str) -> pd.DataFrame:
-        """All rows of a finding under the model's present weights. VDPError where there are none."""
+        """All rows of a finding under the model's present weights. VDPError for none."""
         found = [one for one in self.store.conditions(finding)
                  if (one["model"], one["revision"]) == (self.model, self.revision)]
         if not found:
@@ -63,6 +63,8 @@ def every(stored: Stored):
     yield "fig05_attention_maps", figures.attention_maps(
         attention.first_questions(stored.rows(attention.MAPS)), samples[:attention.SHOWN],
         attention.MAP_LENGTHS, model)
+    pruned = concentration.by_layer(stored.rows(concentration.MASSES), concentration.RATES)
+    yield "fig08_theory_checks", figures.concentration(concentration.tests(pruned), pruned, model)
 
 
 def main() -> None:

@@ -36,19 +36,19 @@ def concentration(table: pd.DataFrame, layers: pd.DataFrame, model: str) -> Figu
         for axes in line[:2]:
             axes.axhline(0, color="0.4", linewidth=0.8)
             axes.set_xticks(sorted(table["layer"].unique()))
-        top = 1.05 * max(line[2].get_xlim()[1], line[2].get_ylim()[1])
-        line[2].plot([0, top], [0, top], color="0.4", linewidth=0.8)
-        line[2].set(xlim=(0, top), ylim=(0, top))
-        line[0].set_ylabel(f"{length} context tokens\ngain in attention on the image")
+        ends = (5e-4, 1)
+        line[2].plot(ends, ends, color="0.4", linewidth=0.8)
+        line[2].set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        line[0].set_ylabel(f"{length} context tokens\ngain in attention on image")
         line[1].set_ylabel("change of entropy (nats)")
-        line[2].set_ylabel("measured attention on the image")
-    for axes, title in zip(panels[0], ("dotted: queries, keys held fixed", "lower: more concentrated",
-                                       "each point a layer")):
+        line[2].set_ylabel("measured")
+    for axes, title in zip(panels[0], ("dotted: queries, keys held fixed",
+                                       "lower: more concentrated",
+                                       "attention on the image, by layer")):
         axes.set_title(title)
-    for axes, label in zip(panels[-1], ("layer", "layer", "predicted from the unpruned pass")):
+    for axes, label in zip(panels[-1], ("layer", "layer", "predicted by (a)")):
         axes.set_xlabel(label)
     style.shared_legend(figure, panels[0][0])
-    figure.suptitle(f"{model}: the answer position's attention before and after pruning, layers "
-                    f"after the scoring one (n = {table['n_images'].max()} images, 95 % intervals)",
-                    fontsize=8)
+    figure.suptitle(f"{model}: attention of the answer position, before and after pruning "
+                    f"(n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
     return figure

@@ -77,7 +77,7 @@ def _told(axes, part: pd.DataFrame, image: str) -> None:
 
 def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, model: str
            ) -> Figure:
-    """F3: agreement and kappa with the answer without an image, KL, flips, and accuracy by prior."""
+    """F3: agreement and kappa with the answer without an image, KL, flips, accuracy by prior."""
     kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
     figure, panels = plt.subplots(len(kinds), 4, figsize=(WIDE, 2.1 * len(kinds) + 0.6),
                                   sharex=True, squeeze=False)
@@ -108,7 +108,7 @@ def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, m
                                        "flip rate", "accuracy with the image")):
         axes.set_title(title)
     for axes in panels[-1]:
-        style.length_axis(axes, lengths, trained)
+        style.length_axis(axes, lengths, trained, narrow=True)
         axes.set_xlabel("context (tokens)")
     found = {}
     for axes in panels[0]:
@@ -159,8 +159,9 @@ def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFram
     lengths = sorted(summary["context_length"].unique())
     for number, name in enumerate(TOKENS):
         part = summary[summary["measure"] == f"attention on {name}"]
-        style.curve(shares, part, number, label=name)
+        style.curve(shares, part[part["value"] > 0], number, label=name)
     shares.set_yscale("log")
+    shares.set_ylim(None, 3)  # room for the legend
     shares.set_title("share of attention")
     for number, name in enumerate(("image", "context")):
         part = summary[summary["measure"] == f"preference for {name}"]
@@ -168,8 +169,8 @@ def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFram
     prefers.axhline(0, color="0.4", linewidth=0.8)
     prefers.set_title("share / uniform share (log2)")
     for axes in (shares, prefers):
-        style.length_axis(axes, lengths, trained)
-        axes.legend(fontsize=6)
+        style.length_axis(axes, lengths, trained, narrow=True)
+    prefers.legend(fontsize=6)
     _by_layer(figure, layers, heat, "image's share, by layer",
               norm=LogNorm(max(heat.to_numpy().min(), 1e-4), heat.to_numpy().max()))
     extreme = max(1e-3, np.abs(preference.to_numpy()).max())
@@ -185,15 +186,20 @@ def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFram
               ylabel=f"at {ends[1]}")
     where.set_title("each head's attention on the image")
     figure.colorbar(points, ax=where, label="layer", ticks=sorted(set(depth)))
-    strongest = wide[ends[0]].sort_values(ascending=False).index[:6]
+    middle = lengths[len(lengths) // 2]
+    strongest = wide[middle].sort_values(ascending=False).index[:6]
     for number, (layer, head) in enumerate(strongest):
         line = wide.loc[(layer, head), lengths]
         single.plot(lengths, line, marker=MARKERS[number], linestyle=LINES[number % 4],
                     color=PALETTE[number], label=f"layer {layer}, head {head}")
-    style.length_axis(single, lengths, trained)
-    single.set_ylim(0, None)
-    single.set_title("the six most visual heads")
-    single.legend(fontsize=5.5)
+    style.length_axis(single, lengths, trained, narrow=True)
+    single.set_ylim(0, 1.4)  # room for the legend
+    single.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
+    single.set_title(f"the most visual heads at {middle} tokens")
+    compact = dict(ncols=2, loc="upper center", columnspacing=0.8, handlelength=1.6,
+                   handletextpad=0.5)
+    single.legend(fontsize=5, **compact)
+    shares.legend(fontsize=6, **compact)
     figure.suptitle(f"{model}: attention of the answer position "
                     f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
                     fontsize=8)
@@ -203,7 +209,7 @@ def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFram
 def _by_layer(figure, axes, table: pd.DataFrame, title: str, **options) -> None:
     """A heat map of layers (up) against context lengths, with its colour bar."""
     drawn = axes.imshow(table.to_numpy(), aspect="auto", origin="lower", **options)
-    axes.set_xticks(range(table.shape[1]), [style.short(n) for n in table.columns])
+    axes.set_xticks(range(table.shape[1]), [style.short(n) for n in table.columns], fontsize=6)
     axes.set_yticks(range(0, len(table), max(1, len(table) // 6)))
     axes.set(xlabel="context length (tokens)", ylabel="layer")
     axes.grid(False)
@@ -259,6 +265,6 @@ def attention_maps(maps: pd.DataFrame, samples, lengths, model: str) -> Figure:
                            f"{100 * grid.sum():.1f} %", fontsize=5.5)
     for axes in panels.flat:
         axes.axis("off")
-    figure.suptitle(f"{model}: attention on the image behind short and long contexts "
-                    "(answer given, and the image's share of all attention)", fontsize=8)
+    figure.suptitle(f"{model}: attention on the image (above: the answer, and the image's share of "
+                    "all attention)", fontsize=8)
     return figure

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import matplotlib
-import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -58,10 +57,15 @@ def short(length: int) -> str:
     return f"{length // 1024}k" if length and length % 1024 == 0 else str(length)
 
 
-def length_axis(axes, lengths, trained: int | None) -> None:
+def length_axis(axes, lengths, trained: int | None, narrow: bool = False) -> None:
     """Context lengths, doubling from left to right, and the longest one seen in training."""
     axes.set_xscale("symlog", base=2, linthresh=64, linscale=0.6)
-    axes.set_xticks(lengths, [short(n) for n in lengths])
+    labels = [short(n) for n in lengths]
+    if narrow:  # every second one, from the longest down
+        labels = [label if n in (0, len(lengths) - 1) or (len(lengths) - n) % 2 else ""
+                  for n, label in enumerate(labels)]
+    axes.set_xticks(lengths, labels)
+    axes.set_xlim(-16, 1.2 * max(lengths))
     axes.minorticks_off()
     axes.set_xlabel("context length (tokens)")
     if trained:

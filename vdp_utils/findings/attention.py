@@ -13,10 +13,10 @@ from vdp_utils.stats import Estimate, Verdict
 from vdp_utils.tokens import Kind
 
 RULE = (
-    "For each context kind, over all lengths (sign-flip tests over images, p < 0.05 after Holm over "
-    "kinds and layers): the answer position's attention on the image falls in a layer, and its "
-    "preference for the image falls there too, the log2 ratio of its attention on the image to "
-    "what uniform attention over the prompt would put there. Reproduced if both hold in every "
+    "For each context kind, over all lengths (sign-flip tests over images, p < 0.05 after Holm "
+    "over kinds and layers): the answer position's attention on the image falls in a layer, and "
+    "its preference for the image falls there too, the log2 ratio of its attention on the image "
+    "to what uniform attention over the prompt would put there. Reproduced if both hold in every "
     "layer for every kind; partly if the attention on the image, mean over layers, falls for at "
     "least one kind; else not reproduced.")
 MAPS = "F5_maps"  # the table of maps over the image
@@ -154,5 +154,6 @@ def verdict(table: pd.DataFrame, layers: pd.DataFrame) -> Verdict:
     return Verdict(
         "F5", "Attention moves from image to text",
         stats.judge(bool(both.all()), partly),
-        f"drop of the attention on the image, mean over layers, from {near} to {far} context tokens",
+        f"drop of the attention on the image, mean over layers, from {near} to {far} context "
+        "tokens",
         estimate, estimate.n_images, RULE)

@@ -20,7 +20,7 @@ LISTS = ("predicted", "after", "entropy_before", "entropy_frozen", "entropy_afte
 
 
 def by_layer(rows: pd.DataFrame, rates, layer: int = 0) -> pd.DataFrame:
-    """One line a row, rate and decoder layer; `later` says whether it is after the scoring layer."""
+    """One line a row, rate and decoder layer; `later`: it comes after the scoring layer."""
     lines = []
     depth = len(rows["before"].iloc[0])
     for row in rows.itertuples():
@@ -47,7 +47,7 @@ def theorems(layers: pd.DataFrame) -> pd.DataFrame:
 
 
 def tests(layers: pd.DataFrame) -> pd.DataFrame:
-    """By length, rate and later layer: predicted and measured gain in mass, and entropy's change."""
+    """By length, rate and later layer: predicted and measured gain in mass; entropy's change."""
     lines = []
     for (length, rate, at), part in layers[layers["later"]].groupby(
             ["context_length", "rate", "layer"], sort=True):
@@ -68,7 +68,7 @@ def verdict(table: pd.DataFrame, layers: pd.DataFrame) -> Verdict:
     every = bool(((table["low"] > 0) & (table["entropy_high"] < 0)).all())
     later = layers[layers["later"]]
     moves = {}
-    for (length, rate), part in later.groupby(["context_length", "rate"]):
+    for (_, rate), part in later.groupby(["context_length", "rate"]):
         up, down = (stats.mean_estimate(part, name) for name in ("gain", "entropy_change"))
         moves.setdefault(rate, []).append(up.low > 0 and down.high < 0)
     gain = stats.mean_estimate(later, "gain")

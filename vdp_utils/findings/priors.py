@@ -9,6 +9,8 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.errors import VDPError
+from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
+from vdp_utils.measure import presence_conditions
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "none", "blank", "swapped")
@@ -23,6 +25,13 @@ RULE = (
 KEYS = ["image_id", "question_id", "context_kind", "context_length"]
 
 
+def conditions(lvlm, lengths) -> list:
+    """With and without the image at all lengths, blanked and swapped at those up to NEAR."""
+    near = [length for length in lengths if length <= NEAR]
+    return (presence_conditions(lvlm, NEUTRAL_AND_LURING, lengths, IMAGES[:2])
+            + presence_conditions(lvlm, NEUTRAL_AND_LURING, near, IMAGES[2:]))
+
+
 def pairs(rows: pd.DataFrame) -> pd.DataFrame:
     """One line a question, kind and length: the answers under each image, and how they differ.
 
@@ -35,7 +44,7 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
     missing = set(IMAGES) - set(rows["image"])
     if missing:
         raise VDPError(f"rows lack the images {sorted(missing)}: measure them with "
-                       "presence_conditions(..., images=priors.IMAGES)")
+                       "priors.conditions")
     logs = np.stack(rows["log_likelihoods"].to_numpy())
     logs = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
     rows = rows.assign(first=logs[:, 0], second=logs[:, 1])

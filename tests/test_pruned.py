@@ -1,0 +1,142 @@
+"""Attention before and after pruning, measured: what theory says of it, and what findings make."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from vdp_utils import figures, pruned, stats
+from vdp_utils.errors import VDPError
+from vdp_utils.findings import concentration
+from vdp_utils.measure import condition, measure
+from vdp_utils.prompts import one_question, presence_samples
+from vdp_utils.store import ResultStore, condition_hash
+
+RATES = (0.25, 0.75)
+
+
+@pytest.fixture(scope="module")
+def lvlm(tiny):
+    """Four layers instead of two, with weights large enough to make attention uneven."""
+    model = copy.deepcopy(tiny.model)
+    stack = model.model.language_model.layers
+    for number in (2, 3):
+        stack.append(copy.deepcopy(stack[number - 2]))
+        stack[number].self_attn.layer_idx = number
+    model.config.text_config.num_hidden_layers = 4
+    with torch.no_grad():
+        for weight in stack.parameters():
+            weight.mul_(4 if weight.ndim > 1 else 1)
+    return dataclasses.replace(tiny, model=model)
+
+
+@pytest.fixture(scope="module")
+def rows(lvlm, tmp_path_factory):
+    samples = one_question(presence_samples("evaluation", 3))
+    conditions = [pruned.pruned_condition(lvlm, "other", n, RATES, layer=1) for n in (40, 120)]
+    return measure(lvlm, samples, conditions, ResultStore(tmp_path_factory.mktemp("rows")),
+                   concentration.MASSES, each=pruned.masses_sample)
+
+
+@pytest.fixture(scope="module")
+def layers(rows):
+    return concentration.by_layer(rows, RATES, layer=1)
+
+
+def test_the_layer_after_the_drop_does_what_the_theorem_says(layers):
+    """Its queries and keys have not changed; those of later layers have."""
+    first = layers[layers["layer"] == 2]
+    np.testing.assert_allclose(first["after"], first["predicted"], atol=1e-5)
+    np.testing.assert_allclose(first["entropy_after"], first["entropy_frozen"], atol=1e-4)
+    assert (first["gain"] > 0).all() and (first["falls_measured"] == 0).all()
+    later = layers[layers["layer"] == 3]
+    assert np.abs(later["after"] - later["predicted"]).max() > 1e-4
+
+
+def test_layers_up_to_the_scoring_one_are_as_without_pruning(layers):
+    early = layers[layers["layer"] <= 1]
+    np.testing.assert_allclose(early["after"], early["before"], atol=1e-6)
+    np.testing.assert_allclose(early["entropy_after"], early["entropy_before"], atol=1e-5)
+    assert not early["later"].any() and layers[layers["layer"] > 1]["later"].all()
+
+
+def test_theorems_have_no_exception_and_their_premise_is_counted(layers):
+    assert (layers["exceptions"] == 0).all() and (layers["mass_falls"] == 0).all()
+    table = concentration.theorems(layers)
+    assert len(table) == 4 and (table["rows"] == 12).all() and (table["exceptions"] == 0).all()
+    assert layers["premise"].between(0, 1).all()
+
+
+def test_rows_have_every_documented_column(rows):
+    known = {"key", "image_id", "question_id", "context_kind", "context_length", "before",
+             *concentration.LISTS}
+    assert set(rows.columns) == known
+    assert all(name in pruned.masses_sample.__doc__ for name in known - {"key"})
+    assert len(rows) == 6
+    for row in rows.itertuples():
+        assert len(row.before) == 4 and len(row.after) == 4 * len(RATES)
+
+
+def test_a_condition_says_how_it_prunes(lvlm):
+    plain = condition(lvlm, "other", 64)
+    one, other = (pruned.pruned_condition(lvlm, "other", 64, rates) for rates in ((0.5,), (0.6,)))
+    assert len({condition_hash(c) for c in (plain, one, other)}) == 3
+    with pytest.raises(VDPError, match="rate 1.5"):
+        pruned.pruned_condition(lvlm, "other", 64, (0.5, 1.5))
+    with pytest.raises(VDPError, match="unknown strategy"):
+        pruned.pruned_condition(lvlm, "other", 64, (0.5,), strategy="guess")
+
+
+# ---- the verdict, on tables whose truth is built in
+
+
+def table_with(gain, spread=0.01, exceptions=0.0, images=30):
+    """Layers 0 to 3; `gain` {layer: change of the image's mass}; entropy falls by as much."""
+    rng, lines = np.random.default_rng(0), []
+    for image in range(images):
+        for length in (512, 2048):
+            for rate in RATES:
+                for layer in range(4):
+                    move = gain.get(layer, 0) + rng.normal(0, spread)
+                    lines.append(dict(
+                        image_id=f"i{image:02d}", question_id="0", context_length=length, rate=rate,
+                        layer=layer, later=layer > 0, before=0.1, predicted=0.15, after=0.1 + move,
+                        entropy_before=2.0, entropy_frozen=1.8, entropy_after=2 - move,
+                        mass_falls=0.0, entropy_rises=0.1, falls_measured=0.2, premise=0.1,
+                        exceptions=exceptions, gain=move, gain_predicted=0.05,
+                        entropy_change=-move))
+    return pd.DataFrame(lines)
+
+
+@pytest.mark.parametrize("gain, exceptions, expected", [
+    ({1: 0.05, 2: 0.05, 3: 0.05}, 0.0, "reproduced"),
+    ({1: 0.05, 2: 0.05, 3: -0.03}, 0.0, "partly"),
+    ({1: 0.01, 2: -0.05, 3: -0.05}, 0.0, "not reproduced"),
+    ({1: 0.05, 2: 0.05, 3: 0.05}, 0.01, "not reproduced"),
+])
+def test_the_verdict_follows_the_rule(monkeypatch, gain, exceptions, expected):
+    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    layers = table_with(gain, exceptions=exceptions)
+    table = concentration.tests(layers)
+    verdict = concentration.verdict(table, layers)
+    assert (verdict.finding, verdict.verdict, verdict.n) == ("F8", expected, 30)
+    assert verdict.estimate.value == pytest.approx(np.mean(list(gain.values())), abs=0.01)
+
+
+def test_the_figure_draws_prediction_and_measurement(monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    layers = table_with({1: 0.05, 2: 0.02, 3: -0.02})
+    figure = figures.concentration(concentration.tests(layers), layers, "S")
+    assert "n = 30 images" in figure.get_suptitle() and len(figure.axes) == 6
+    gains, entropies, both = figure.axes[:3]
+    drawn = [line for line in gains.lines if line.get_linestyle() == ":"
+             and len(line.get_xdata()) == 3 and np.allclose(line.get_ydata(), 0.05)]
+    assert len(drawn) == len(RATES)  # what (a) predicts
+    assert "2048 context tokens" in figure.axes[3].get_ylabel()
+    assert {axes.get_xlabel() for axes in figure.axes[3:5]} == {"layer"}
+    assert both.get_xlim() == both.get_ylim()
+    plt.close(figure)
