@@ -22,7 +22,7 @@ study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full
 	$(SNAKEMAKE) --config profile=$(PROFILE)
 
 figures: env ## draw every figure again from stored rows, without a model (under a minute)
-	$(BIN)/python -m vdp_utils.figures
+	$(BIN)/python -m vdp_utils.redraw
 
 # Huge pages: in ordinary ones the same run takes 0.9 or 1.3 times as long, by chance of placement.
 bench: env ## time recording and pruning: PROFILE=quick (minutes, into build/), full (into data/bench)

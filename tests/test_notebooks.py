@@ -17,9 +17,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vdp_utils import lvlm
+from vdp_utils import lvlm, redraw
 from vdp_utils.errors import VDPError
-from vdp_utils.figures import __main__ as redraw
 from vdp_utils.findings import PRESENCE, concentration
 from vdp_utils.run_notebook import run_notebook
 
@@ -194,7 +193,7 @@ def test_figures_are_drawn_again_without_a_model(tmp_path, monkeypatch):
     """All of them, by one command, from what is stored, in under a minute."""
     monkeypatch.setattr(lvlm, "load_lvlm", None)
     monkeypatch.setattr(lvlm, "embedded_folder", None)
-    monkeypatch.setattr(sys, "argv", ["figures", "--output", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["redraw", "--output", str(tmp_path)])
     started = time.monotonic()
     redraw.main()
     assert time.monotonic() - started < 60

@@ -392,7 +392,7 @@ def recipe(*targets):
 def test_make_targets_run_what_they_say():
     assert "--config profile=quick" in recipe("study")
     assert "--config profile=full" in recipe("study", "PROFILE=full")
-    assert "-m vdp_utils.figures" in recipe("figures")
+    assert "-m vdp_utils.redraw" in recipe("figures")
     assert "TQDM_DISABLE=1 .venv/bin/python -m pytest -q tests" in recipe("test")
     assert "-m vdp_utils.bench --profile full" in recipe("bench", "PROFILE=full")
     assert "VENV" not in recipe("clean") and ".venv" not in recipe("clean")

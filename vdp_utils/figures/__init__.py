@@ -1,6 +1,6 @@
 """One function a figure, from rows and tables; `save` writes PNG and PDF, the same each time.
 
-`python -m vdp_utils.figures` draws all of them again from the stored rows, without a model.
+`python -m vdp_utils.redraw` draws all of them again from the stored rows, without a model.
 """
 
 from vdp_utils.figures.cost import bench_pruning, bench_recording

@@ -61,7 +61,7 @@ def length_axis(axes, lengths, trained: int | None, narrow: bool = False) -> Non
     """Context lengths, doubling from left to right, and the longest one seen in training."""
     axes.set_xscale("symlog", base=2, linthresh=64, linscale=0.6)
     labels = [short(n) for n in lengths]
-    if narrow:  # every second one, from the longest down
+    if narrow and len(lengths) > 5:  # every second one, from the longest down
         labels = [label if n in (0, len(lengths) - 1) or (len(lengths) - n) % 2 else ""
                   for n, label in enumerate(labels)]
     axes.set_xticks(lengths, labels)

@@ -7,8 +7,8 @@ import pandas as pd
 
 from vdp_utils import bench, figures, paths
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, concentration, decline,
-                                priors, proportion, text_control)
+from vdp_utils.findings import (NEAR, NEUTRAL_AND_LURING, PRESENCE, attention, concentration,
+                                decline, priors, proportion, text_control)
 from vdp_utils.lvlm import MODELS, manifest
 from vdp_utils.prompts import presence_samples
 from vdp_utils.store import ResultStore
@@ -46,7 +46,8 @@ def every(stored: Stored):
     told = rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]
     yield "fig02_text_only_control", figures.text_control(
         text_control.summary(told[told["image"].isin(text_control.IMAGES)]),
-        text_control.places(told[told["context_kind"] == "other"]), trained, model)
+        text_control.places(told[(told["context_kind"] == "other")
+                                 & (told["context_length"] <= NEAR)]), trained, model)
     found = priors.pairs(told)
     yield "fig03_prior_consistency", figures.priors(
         priors.summary(found), priors.by_prior(found), trained, model)
@@ -68,7 +69,7 @@ def every(stored: Stored):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.figures", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.redraw", description=__doc__)
     parser.add_argument("--results", type=Path, default=paths.results("full"))
     parser.add_argument("--output", type=Path, default=paths.figures("full"))
     parser.add_argument("--model", default="embedded-s")
