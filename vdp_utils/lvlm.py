@@ -175,7 +175,7 @@ def embedded_folder(source: Path) -> Path:
     found = file_hash(weights) if weights.exists() else "no file"
     if found != about["weights_sha256"]:
         raise VDPError(f"{source.name}/weights.safetensors does not match its manifest "
-                       f"({found[:12]} instead of {manifest['weights_sha256'][:12]}): restore it "
+                       f"({found[:12]} instead of {about['weights_sha256'][:12]}): restore it "
                        "with `git checkout data/models`, or train it again")
     cache = Path(os.environ.get("VDP_CACHE") or Path.home() / ".cache" / "vdp_utils")
     folder = cache / f"embedded-{source.name}-{found[:16]}"
