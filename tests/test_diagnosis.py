@@ -326,6 +326,24 @@ def test_f3_refuses_missing_images_by_name(lacking):
         f3.pairs(rows[~rows["image"].isin(lacking)])
 
 
+def test_f3_refuses_a_kind_that_lacks_the_answers_without_image():
+    rows = by_hand()
+    lacking = rows[rows["image"] != "none"].assign(context_kind="mentions")
+    with pytest.raises(VDPError, match=r"behind \['mentions'\] rows with or without"):
+        f3.pairs(pd.concat([rows, lacking]))
+
+
+def test_f2_refuses_image_and_words_at_other_lengths(text_rows):
+    short = text_rows[(text_rows["image"] == "own") | (text_rows["context_length"] < 4096)]
+    with pytest.raises(VDPError, match=r"differ in the lengths \[4096\]: measure both"):
+        f2.tests(short, 512)
+
+
+def test_f3_s_figure_has_no_line_where_the_training_is_not_known(prior_tables):
+    figure = figures.priors(*prior_tables, None, "embedded-s")
+    assert all(upright(axes) == [] for axes in figure.axes)
+
+
 def test_f3_takes_what_was_measured_behind_each_context():
     """Blank images behind one kind only, and words that concern another finding."""
     rows = by_hand()

@@ -99,8 +99,8 @@ def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, m
                               & (by_prior["prior_right"] == right)]
             style.curve(line[3], chosen, 5 + number, label=label, spread=0)
         line[0].set_ylabel(f"context: {kind}")
-        for axes in line:
-            axes.axvline(trained or 0, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+        for axes in line if trained else ():
+            axes.axvline(trained, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
         for axes in (line[0], line[2], line[3]):
             axes.set_ylim(min(-0.03, axes.get_ylim()[0]), 1.03)
         line[1].set_ylim(0, None)
@@ -222,7 +222,7 @@ def attention_and_cause(table: pd.DataFrame, model: str) -> Figure:
     kinds = [kind for kind in KINDS if kind in set(table["context_kind"])]
     figure, panels = plt.subplots(1, len(kinds), figsize=(WIDE, 2.7), sharey=True, squeeze=False)
     lengths = sorted(table["context_length"].unique())
-    chosen = [lengths[0], lengths[len(lengths) // 2], lengths[-1]]
+    chosen = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
     for axes, kind in zip(panels[0], kinds):
         for number, length in enumerate(chosen):
             part = table[(table["context_kind"] == kind) & (table["context_length"] == length)]

@@ -51,6 +51,11 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
     parts = {image: part.set_index(KEYS) for image, part in rows.groupby("image")}
     found = parts["own"][["answer", "correct", "margin"]].join(
         parts["none"][["predicted"]], how="inner").rename(columns=dict(predicted="none"))
+    alone = set(parts["own"].index.get_level_values("context_kind")) ^ set(
+        parts["none"].index.get_level_values("context_kind"))
+    if alone:
+        raise VDPError(f"behind {sorted(alone)} rows with or without the image are missing: "
+                       "measure both with priors.conditions")
     mine = parts["own"].loc[found.index]
     found["own"] = mine["predicted"]
     for image in IMAGES[1:]:

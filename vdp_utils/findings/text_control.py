@@ -3,6 +3,7 @@
 import pandas as pd
 
 from vdp_utils import stats
+from vdp_utils.errors import VDPError
 from vdp_utils.findings.decline import ends
 from vdp_utils.prompts import PLACES
 from vdp_utils.stats import Verdict
@@ -33,9 +34,16 @@ def spans(rows: pd.DataFrame, trained: int | None) -> list[int]:
 
 
 def tests(rows: pd.DataFrame, trained: int | None) -> pd.DataFrame:
-    """By context kind and span: both losses, their difference, and the words' share of the loss."""
+    """By context kind and span: both losses, and their difference with its interval.
+
+    VDPError unless a kind's rows with the image and in words have the same context lengths.
+    """
     lines = []
     for kind, part in rows.groupby("context_kind", sort=True):
+        lengths = [set(part.loc[part["image"] == image, "context_length"]) for image in IMAGES]
+        if lengths[0] != lengths[1]:
+            raise VDPError(f"image and words behind {kind!r} differ in the lengths "
+                           f"{sorted(lengths[0] ^ lengths[1])}: measure both at all")
         for span in spans(rows, trained):
             upto = part[part["context_length"] <= span]
             near, far = zip(*(ends(upto[upto["image"] == image]) for image in IMAGES))
