@@ -1,12 +1,13 @@
 """Measuring under pruning: what attention does before and after context tokens are dropped."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
 
 from vdp_utils import prompts, theory
 from vdp_utils.lvlm import LVLM
-from vdp_utils.measure import Condition, condition, key
+from vdp_utils.measure import Condition, condition, key, kinds_of
 from vdp_utils.prompts import Sample
 from vdp_utils.pruning import ContextPruner
 from vdp_utils.recording import record
@@ -55,14 +56,12 @@ def masses_sample(lvlm: LVLM, sample: Sample, one: PrunedCondition) -> list[dict
         whole = prompts.join(
             prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
                                   one.image), prompts.asking(lvlm, question))
-        kinds = torch.from_numpy(whole.kinds).long()[None].to(lvlm.device)
+        kinds = kinds_of(lvlm, whole).long()
         inputs = prompts.tensors(whole, lvlm.device)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         plain = torch.stack(_last_rows(lvlm, inputs)).double()  # (layers, heads, L)
         image, context = kinds[0] == Kind.IMAGE, kinds[0] == Kind.CONTEXT
-        found = {name: [] for name in (
-            "predicted", "after", "entropy_before", "entropy_frozen", "entropy_after", "mass_falls",
-            "entropy_rises", "falls_measured", "premise", "exceptions")}
+        found = defaultdict(list)
         visual = plain[..., image].sum(-1)
         for rate in one.rates:
             with ContextPruner(rate, one.strategy, layer=one.layer, kinds=kinds)(

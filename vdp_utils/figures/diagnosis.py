@@ -16,7 +16,7 @@ TOLD = {  # image -> (label, marker, line)
     "words_last": ("after it", "^", ":"),
 }
 TAKEN = {"none": "image left out", "blank": "image blanked", "swapped": "image swapped"}
-TOKENS = {"image": "image", "context": "context", "question": "question", "template": "template"}
+TOKENS = ("image", "context", "question", "template")
 
 
 def decline(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
@@ -60,10 +60,7 @@ def text_control(summary: pd.DataFrame, places: pd.DataFrame, trained: int | Non
         style.chance_line(axes, lengths)
     panels[0].set_ylabel("balanced accuracy")
     style.trained_note(panels[0], trained)
-    found = {}
-    for axes in (panels[0], panels[-1]):
-        found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
-    style.shared_legend(figure, None, handles=(list(found.values()), list(found)))
+    style.shared_legend(figure, panels[0], panels[-1])
     figure.suptitle(f"{model}: the same questions about the same scenes "
                     f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
                     fontsize=8)
@@ -110,10 +107,7 @@ def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, m
     for axes in panels[-1]:
         style.length_axis(axes, lengths, trained, narrow=True)
         axes.set_xlabel("context (tokens)")
-    found = {}
-    for axes in panels[0]:
-        found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
-    style.shared_legend(figure, None, 3, handles=(list(found.values()), list(found)))
+    style.shared_legend(figure, *panels[0], columns=3)
     figure.suptitle(f"{model}: how far the answer moves when the image is taken away "
                     f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
                     fontsize=8)

@@ -6,7 +6,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from vdp_utils import scenes
-from vdp_utils.figures.style import WIDE
+from vdp_utils.figures.style import WIDE, shared_legend
 from vdp_utils.prompts import Sample
 
 
@@ -67,8 +67,5 @@ def training_curves(log: pd.DataFrame) -> Figure:
         axes.set_xlabel("thousand images")
         axes.set_ylim(0, 1.02)
     panels[0][0].set_ylabel("held-out accuracy")
-    found = {}
-    for axes in panels[0]:
-        found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
-    figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=3)
+    shared_legend(figure, *panels[0], columns=3)
     return figure

@@ -87,7 +87,9 @@ def chance_line(axes, lengths) -> None:
                   textcoords="offset points")
 
 
-def shared_legend(figure: Figure, axes, columns: int | None = None, handles=None) -> None:
-    """One legend below all panels, of the labels in one of them."""
-    found, labels = axes.get_legend_handles_labels() if handles is None else handles
-    figure.legend(found, labels, loc="outside lower center", ncols=columns or len(labels))
+def shared_legend(figure: Figure, *panels, columns: int | None = None) -> None:
+    """One legend below all panels, of the labels in some of them, each once."""
+    found = {}
+    for axes in panels:
+        found |= dict(zip(*reversed(axes.get_legend_handles_labels())))
+    figure.legend(found.values(), found, loc="outside lower center", ncols=columns or len(found))

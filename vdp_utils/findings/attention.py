@@ -35,8 +35,7 @@ def by_layer(rows: pd.DataFrame) -> pd.DataFrame:
     maps = np.stack(rows["attention"].to_numpy()).astype(float).reshape(len(rows), -1, len(Kind))
     layers = maps.shape[1]
     total = rows[[f"{name}_tokens" for name in NAMES.values()]].sum(axis=1)
-    keep = ["image_id", "question_id", "context_kind", "context_length"]
-    long = rows[keep].loc[rows.index.repeat(layers)].reset_index(drop=True)
+    long = rows[priors.KEYS].loc[rows.index.repeat(layers)].reset_index(drop=True)
     long["layer"] = np.tile(np.arange(layers), len(rows))
     for kind, name in NAMES.items():
         long[f"mass_{name}"] = maps[:, :, kind].ravel()

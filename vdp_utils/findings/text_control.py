@@ -6,7 +6,7 @@ from vdp_utils import stats
 from vdp_utils.errors import VDPError
 from vdp_utils.findings.decline import ends
 from vdp_utils.prompts import PLACES
-from vdp_utils.stats import Verdict
+from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "words")  # the scene as an image, and told in words in the image's place
 RULE = (
@@ -48,12 +48,17 @@ def tests(rows: pd.DataFrame, trained: int | None) -> pd.DataFrame:
             upto = part[part["context_length"] <= span]
             near, far = zip(*(ends(upto[upto["image"] == image]) for image in IMAGES))
             image, words = (stats.balanced_accuracy_difference(*pair) for pair in zip(near, far))
-            more = stats.balanced_accuracy_contrast((1, near[0]), (-1, far[0]), (-1, near[1]),
-                                                    (1, far[1]))
+            more = _more_with_image(upto)
             lines.append(dict(context_kind=kind, span=span, loss_image=image.value,
                               loss_words=words.value, more_with_image=more.value, low=more.low,
                               high=more.high, n_images=more.n_images, n_rows=more.n_rows))
     return pd.DataFrame(lines)
+
+
+def _more_with_image(rows: pd.DataFrame) -> Estimate:
+    """The loss from the shortest to the longest context with the image, minus that in words."""
+    (near, far), (near_words, far_words) = (ends(rows[rows["image"] == image]) for image in IMAGES)
+    return stats.balanced_accuracy_contrast((1, near), (-1, far), (-1, near_words), (1, far_words))
 
 
 def places(rows: pd.DataFrame) -> pd.DataFrame:
@@ -64,9 +69,7 @@ def places(rows: pd.DataFrame) -> pd.DataFrame:
 def verdict(table: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
     """The verdict by RULE from `tests`; the estimate is all kinds' difference, longest context."""
     holds = table["low"] > 0
-    image, words = (rows[rows["image"] == image] for image in IMAGES)
-    (near, far), (near_words, far_words) = ends(image), ends(words)
-    more = stats.balanced_accuracy_contrast((1, near), (-1, far), (-1, near_words), (1, far_words))
+    more = _more_with_image(rows)
     return Verdict(
         "F2", "Equally long text-only questions do not suffer as much",
         stats.judge(bool(holds.all()), bool(holds.any())),
