@@ -87,3 +87,23 @@ def tiny(make_tokenizer):
         images, tokenizer, patch_size=lvlm.PATCH, chat_template=lvlm.CHAT_TEMPLATE,
         vision_feature_select_strategy="default", num_additional_image_tokens=1)
     return lvlm.LVLM("tiny", "random", model, processor)
+
+
+@pytest.fixture(scope="session")
+def uneven(tiny):
+    """`tiny` with four layers instead of two, and weights large enough for uneven attention."""
+    import copy
+    import dataclasses
+
+    import torch
+
+    model = copy.deepcopy(tiny.model)
+    stack = model.model.language_model.layers
+    for number in (2, 3):
+        stack.append(copy.deepcopy(stack[number - 2]))
+        stack[number].self_attn.layer_idx = number
+    model.config.text_config.num_hidden_layers = 4
+    with torch.no_grad():
+        for weight in stack.parameters():
+            weight.mul_(4 if weight.ndim > 1 else 1)
+    return dataclasses.replace(tiny, model=model)

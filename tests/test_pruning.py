@@ -12,7 +12,7 @@ from test_recording import (batched, cache_of, difference, eager_maps, left_as_i
                             unfit)
 
 from vdp_utils.errors import VDPError
-from vdp_utils.pruning import WAYS, ContextPruner, Kept
+from vdp_utils.pruning import WAYS, ContextPruner, Kept, droppable
 from vdp_utils.recording import decoder_of, record
 from vdp_utils.strategies import Evidence
 from vdp_utils.tokens import Kind
@@ -754,8 +754,8 @@ def batches(draw):
 def test_exactly_the_lowest_context_tokens_go(batch):
     kinds, real, values, rate = batch
     pruner = ContextPruner(rate, kinds=kinds)
-    candidates = [pruner._candidates(*row) for row in zip(kinds, real)]
-    dropped = [pruner._dropped(*row) for row in zip(kinds, real, candidates)]
+    candidates, dropped = zip(*(droppable(pruner.strategy, rate, *row)
+                                for row in zip(kinds, real)))
     evidence = [Evidence(row, ok, ok.nonzero()[:, 0], received={"all": seen})
                 for row, ok, seen in zip(kinds, real, values)]
     kept = pruner._select(evidence, candidates, dropped, real)

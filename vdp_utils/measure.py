@@ -37,6 +37,10 @@ class Condition:
     greedy: int = 0  # of each sample's questions, how many are also answered greedily
     code: int = CODE_VERSION
 
+    def keys(self, sample: Sample) -> list[str]:
+        """The row keys of a sample."""
+        return [key(sample, number) for number in range(len(sample.questions))]
+
 
 def condition(lvlm: LVLM, context_kind: str, context_length: int, image: str = "own",
               seed: int = 0, greedy: int = 0) -> Condition:
@@ -84,7 +88,7 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
                                f"{getattr(mine, field)}: make conditions with condition(lvlm, ...)")
     tables = []
     for one in conditions:
-        tasks = [([key(sample, n) for n in range(len(sample.questions))],
+        tasks = [(one.keys(sample),
                   lambda sample=sample, one=one: (each or measure_sample)(lvlm, sample, one))
                  for sample in samples]
         if recompute:
@@ -117,24 +121,28 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
         greedy = ""
         if number < one.greedy:
             greedy = generate(lvlm, prefix, cache, asking)
-        best = max(range(len(scores)), key=scores.__getitem__)
-        right = question.options.index(question.answer)
-        others = [s for n, s in enumerate(scores) if n != right]
         rows.append(dict(
             key=key(sample, number), image_id=sample.image_id, question_id=str(number),
             kind=question.kind, nouns="/".join(question.nouns), context_kind=one.context_kind,
             context_length=one.context_length, image=one.image,
             template_tokens=int(counts[Kind.TEMPLATE]), image_tokens=int(counts[Kind.IMAGE]),
             context_tokens=int(counts[Kind.CONTEXT]), question_tokens=int(counts[Kind.QUESTION]),
-            options="/".join(question.options), log_likelihoods=scores,
-            answer=question.answer.lower(), predicted=question.options[best].lower(),
-            correct=best == right,
-            margin=scores[right] - max(others), greedy=greedy,
+            **judged(question, scores), greedy=greedy,
             target_share=sample.scene.share(question.nouns[0]), seconds=0.0,
-            attention=_halves(mass.mean(1)), head_image=_halves(mass[..., Kind.IMAGE])))
+            attention=halves(mass.mean(1)), head_image=halves(mass[..., Kind.IMAGE])))
     for row in rows:
         row["seconds"] = (time.perf_counter() - started) / len(rows)
     return rows
+
+
+def judged(question: dialogues.Question, scores: list[float]) -> dict:
+    """What the options' log-likelihoods say: a row's columns from `options` to `margin`."""
+    best = max(range(len(scores)), key=scores.__getitem__)
+    right = question.options.index(question.answer)
+    return dict(options="/".join(question.options), log_likelihoods=scores,
+                answer=question.answer.lower(), predicted=question.options[best].lower(),
+                correct=best == right,
+                margin=scores[right] - max(s for n, s in enumerate(scores) if n != right))
 
 
 @torch.no_grad()
@@ -158,7 +166,7 @@ def map_sample(lvlm: LVLM, sample: Sample, one: Condition) -> list[dict]:
             key=key(sample, number), image_id=sample.image_id, question_id=str(number),
             context_kind=one.context_kind, context_length=one.context_length,
             question=question.text, answer=question.answer.lower(),
-            predicted=question.options[int(np.argmax(scores))].lower(), map_image=_halves(maps)))
+            predicted=question.options[int(np.argmax(scores))].lower(), map_image=halves(maps)))
     return rows
 
 
@@ -167,7 +175,7 @@ def kinds_of(lvlm: LVLM, *parts: Prompt) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([part.kinds for part in parts]))[None].to(lvlm.device)
 
 
-def _halves(values: torch.Tensor) -> np.ndarray:
+def halves(values: torch.Tensor) -> np.ndarray:
     """Flat and float16: three digits are more than a mean over samples needs."""
     return values.flatten().cpu().numpy().astype(np.float16)
 
@@ -208,7 +216,7 @@ def score(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, options) -> list[fl
     if not options:
         raise VDPError("a question without options cannot be scored: use answer() for free text")
     start, after = _start(lvlm, prefix, cache, asking)
-    first, length = start.log_softmax(-1), len(prefix) + len(asking)
+    first, length = start.log_softmax(-1), after.get_seq_length()  # less than asked, if pruned
     scores = []
     for option in options:
         ids = prompts.option_ids(lvlm, option)

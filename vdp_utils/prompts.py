@@ -72,6 +72,13 @@ def one_question(samples: list[Sample]) -> list[Sample]:
     return [replace(sample, questions=sample.questions[:1]) for sample in samples]
 
 
+def one_pair(samples: list[Sample]) -> list[Sample]:
+    """The samples with their first yes- and their first no-question."""
+    firsts = [[next(q for q in sample.questions if q.answer == answer) for answer in ("Yes", "No")]
+              for sample in samples]
+    return [replace(sample, questions=tuple(pair)) for sample, pair in zip(samples, firsts)]
+
+
 def question_samples(split: str, count: int, kind: str, per_image: int = 3) -> list[Sample]:
     """The first `count` images of a split that have questions of `kind`, `per_image` at most."""
     samples, index = [], 0

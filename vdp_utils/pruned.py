@@ -1,17 +1,23 @@
-"""Measuring under pruning: what attention does before and after context tokens are dropped."""
+"""Measuring under pruning: answers and attention before and after context tokens are dropped."""
 
 from collections import defaultdict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from vdp_utils import prompts, theory
+from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
-from vdp_utils.measure import Condition, condition, key, kinds_of
-from vdp_utils.prompts import Sample
-from vdp_utils.pruning import ContextPruner
-from vdp_utils.recording import record
-from vdp_utils.tokens import Kind
+from vdp_utils.measure import Condition, condition, halves, judged, key, kinds_of, score
+from vdp_utils.prompts import Prompt, Sample
+from vdp_utils.pruning import ContextPruner, Kept, droppable, staying
+from vdp_utils.recording import decoder_of, record
+from vdp_utils.strategies import REDUCTIONS, Evidence, find_strategy
+from vdp_utils.tokens import Kind, pieces
+
+AT_ONCE = 4096  # tokens of pruned prompts that run in one batch
+NONE = "none"  # the strategy of a row without pruning
 
 
 @dataclass(frozen=True)
@@ -94,3 +100,219 @@ def masses_sample(lvlm: LVLM, sample: Sample, one: PrunedCondition) -> list[dict
             before=visual.mean(-1).float().cpu().numpy(),
             **{name: torch.cat(values).float().cpu().numpy() for name, values in found.items()}))
     return rows
+
+
+# ---- answers
+
+
+@dataclass(frozen=True)
+class AnswerCondition(PrunedCondition):
+    """Questions answered without pruning, and with it by each of `strategies` at each of `rates`.
+
+    A strategy is a name with what differs from the default behind it, e.g. "received",
+    "received mean question" (heads, query set) or "random 3" (seed). With the scene told in words
+    (`image="words_middle"` and the like) these words are context here, and may be dropped.
+    """
+
+    strategies: tuple[str, ...] = ("received",)
+    way: str = "inflight"
+    positions: str = "kept"
+
+    def keys(self, sample: Sample) -> list[str]:
+        """The row keys of a sample: a question without pruning, and under every pruning."""
+        return [_pruned_key(sample, number, *pruning) for number in range(len(sample.questions))
+                for pruning in [(NONE, 0.0), *((strategy, rate) for rate in self.rates
+                                               for strategy in self.strategies)]]
+
+
+def answer_condition(lvlm: LVLM, context_kind: str, context_length: int, rates=(),
+                     strategies=("received",), image: str = "own", layer: int = 0,
+                     way: str = "inflight", positions: str = "kept") -> AnswerCondition:
+    """A condition with pruned answers. VDPError for one that the model cannot be put under."""
+    for text in strategies:
+        name, options = parsed(text)
+        needs = dict(processor=lvlm.processor, context=(0, 1), evidence=torch.ones(1, 1))
+        for rate in rates:
+            ContextPruner(rate, name, way, layer, positions=positions, **options, **needs)
+    return AnswerCondition(**vars(condition(lvlm, context_kind, context_length, image)),
+                           rates=tuple(rates), layer=layer, strategies=tuple(strategies), way=way,
+                           positions=positions)
+
+
+def parsed(text: str) -> tuple[str, dict]:
+    """A strategy's name, and the options that `text` gives behind it."""
+    name, *words = text.split()
+    options: dict = {}
+    for word in words:
+        if word.isdecimal():
+            options["seed"] = int(word)
+        elif word in REDUCTIONS:
+            options["heads"] = word
+        elif word in ("all", "question", "last"):
+            options["query_set"] = word
+        else:
+            raise VDPError(f"strategy {text!r}: {word!r} is neither a seed nor a head reduction "
+                           f"({', '.join(REDUCTIONS)}) nor a query set (all, question, last)")
+    return name, options
+
+
+def _pruned_key(sample: Sample, number: int, strategy: str, rate: float) -> str:
+    return f"{key(sample, number)}/{strategy}/{rate}"
+
+
+@torch.no_grad()
+def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
+    """Rows of one sample: each question without pruning, and pruned in every way asked for.
+
+    Columns: image_id, question_id, nouns, context_kind, context_length, image, strategy ("none"
+    without pruning), rate, way, layer, positions; options, log_likelihoods (nats), answer,
+    predicted, correct and margin as `measure` has them; kept_tokens (of the context), and
+    attention (of the answer position, layers x `Kind`, heads' mean, flattened float16).
+    """
+    prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
+                                   one.image)
+    if one.image in prompts.PLACES:
+        prefix.kinds[prefix.kinds == Kind.IMAGE] = Kind.CONTEXT
+    rows = []
+    for number, question in enumerate(sample.questions):
+        asking = prompts.asking(lvlm, question, one.image in prompts.PICTURES)
+        first = Unpruned(lvlm, prompts.join(prefix, asking), one.layer, question)
+        context = int((first.kinds == Kind.CONTEXT).sum())
+        found = [(NONE, 0.0, *first.answer, context)]
+        for rate in one.rates:
+            for strategy in one.strategies if one.way != "inflight" else ():
+                found.append((strategy, rate, *_answer(lvlm, prefix, asking, question, first.kinds,
+                                                       one, strategy, rate)))
+            if one.way == "inflight":
+                stays = torch.stack([first.staying(text, rate) for text in one.strategies])
+                kept = (stays & (first.kinds == Kind.CONTEXT)).sum(1).tolist()
+                found += [(text, rate, *answer, count) for text, answer, count in zip(
+                    one.strategies, first.go_on(stays), kept)]
+        for strategy, rate, scores, mass, kept in found:
+            rows.append(dict(
+                key=_pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
+                question_id=str(number), nouns="/".join(question.nouns),
+                context_kind=one.context_kind, context_length=one.context_length, image=one.image,
+                strategy=strategy, rate=float(rate), way=one.way, layer=one.layer,
+                positions=one.positions, **judged(question, scores), kept_tokens=kept,
+                attention=halves(mass)))
+    return rows
+
+
+def _answer(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: AnswerCondition,
+            strategy: str, rate: float) -> tuple[list[float], torch.Tensor, int]:
+    """The options' scores, attention (layers, 4) and kept context under a `ContextPruner`."""
+    name, options = parsed(strategy)
+    pruner = ContextPruner(rate, name, one.way, one.layer, positions=one.positions, **options,
+                           kinds=kinds[None], processor=lvlm.processor)
+    with pruner(lvlm.model), record(lvlm.model, received=("last",)) as recording:
+        scores = score(lvlm, prefix, None, asking, question.options)
+    left, masses = kinds[pruner.kept.index[0]], []
+    for layer in sorted(recording):
+        row = recording[layer].received["last"][0].mean(0)
+        masses.append(_by_kind(row[None], kinds if len(row) == len(kinds) else left)[0])
+    return scores, torch.stack(masses), int((left == Kind.CONTEXT).sum())
+
+
+def _by_kind(rows: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """Attention (n, keys) summed by the keys' kind: (n, 4)."""
+    return rows.new_zeros(len(rows), len(Kind)).index_add_(1, kinds.long(), rows)
+
+
+class Unpruned:
+    """One question's prompt, run without pruning once; pruned passes go on from its first layers.
+
+    What `ContextPruner` does in flight, for many kept sets of one prompt: the layers up to
+    `layer` run once for all, the others once for each set, sets of equal size in one batch.
+    `answer` is the unpruned answer: the options' log-likelihoods and attention (layers, 4).
+    VDPError for options of several tokens.
+    """
+
+    def __init__(self, lvlm: LVLM, whole: Prompt, layer: int, question):
+        self.lvlm, self.whole, self.layer, self.question = lvlm, whole, layer, question
+        self.kinds = kinds_of(lvlm, whole)[0].long()
+        self.ids = [prompts.option_ids(lvlm, option) for option in question.options]
+        if any(len(ids) != 1 for ids in self.ids):
+            raise VDPError(f"options {question.options} are not one token each under "
+                           f"{lvlm.name!r}: prune with way='rerun', which scores several")
+        self.inputs = prompts.tensors(whole, lvlm.device)
+        self.decoder, self.calls = decoder_of(lvlm.model), []
+        hooks = [later.register_forward_pre_hook(
+            lambda module, args, kwargs: self.calls.append((args, kwargs)), with_kwargs=True)
+            for later in self.decoder.layers[layer + 1:]]
+        kinds = self.kinds[None]
+        try:
+            with record(lvlm.model, mass="last", kinds=kinds) as masses, record(
+                    lvlm.model, ("all", "question", "last", "window"), states=True, layers=[layer],
+                    kinds=kinds) as at:
+                logits = lvlm.model(**self.inputs, use_cache=False, logits_to_keep=1).logits[0, -1]
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.found = at[layer]
+        self.masses = torch.stack([masses[n].mass[0, :, 0].mean(0) for n in sorted(masses)])
+        self.answer = self._scores(logits), self.masses
+        self._evidence: Evidence | None = None
+
+    def _scores(self, logits: torch.Tensor) -> list[float]:
+        chances = logits.float().log_softmax(-1)
+        return [chances[ids[0]].item() for ids in self.ids]
+
+    def evidence(self) -> Evidence:
+        """What strategies may ask for, but for likelihoods, which cost two passes more."""
+        real = torch.ones_like(self.kinds, dtype=torch.bool)
+        found = Evidence(self.kinds, real, real.nonzero()[:, 0])
+        found.received = {name: x[0] for name, x in self.found.received.items()}
+        found.queries, found.keys, found.values = (x[0] for x in self.found.states)
+        found.pieces = pieces(self.lvlm.tokenizer, self.whole.input_ids)
+        found.evidence = torch.from_numpy(bears_on(found.pieces, self.question.nouns)).to(
+            self.kinds.device)
+        return found
+
+    def staying(self, text: str, rate: float) -> torch.Tensor:
+        """bool (L,): the tokens that a strategy keeps."""
+        name, options = parsed(text)
+        strategy = find_strategy(name)
+        if self._evidence is None:
+            self._evidence = self.evidence()
+        evidence = self._evidence
+        if "log_probs" in strategy.needs and evidence.log_probs is None:
+            pruner = ContextPruner(0.5, "contrastive_perplexity", kinds=self.kinds[None])
+            with pruner(self.lvlm.model):
+                self.lvlm.model(**self.inputs, use_cache=False, logits_to_keep=1)
+            evidence.log_probs, evidence.asked_log_probs = pruner.log_probs[0]
+        for option, default in dict(heads="max", query_set="all", seed=0).items():
+            setattr(evidence, option, options.get(option, default))
+        return staying(strategy, evidence, *droppable(strategy, rate, self.kinds, evidence.real))
+
+    def go_on(self, stays: torch.Tensor) -> list[tuple[list[float], torch.Tensor]]:
+        """Scores and attention of each kept set: `stays` is bool (sets, L), all of one size."""
+        index = stays.nonzero()[:, 1].view(len(stays), -1)
+        return [answer for some in index.split(max(1, AT_ONCE // index.shape[1]))
+                for answer in self._batch(some)]
+
+    def _batch(self, index: torch.Tensor):
+        kept = Kept(index, torch.ones_like(index, dtype=torch.bool), len(self.kinds))
+        hidden, masks = None, {}
+        layers = range(self.layer + 1, len(self.decoder.layers))
+        with record(self.lvlm.model, mass="last", layers=layers,
+                    kinds=self.kinds[index]) as recording:
+            for layer, (args, kwargs) in zip(self.decoder.layers[self.layer + 1:], self.calls):
+                (start, *rest), kwargs = kept.shortened(args, kwargs, masks)
+                hidden = layer(start if hidden is None else hidden, *rest, **kwargs)
+        logits = self.lvlm.model.get_output_embeddings()(self.decoder.norm(hidden[:, -1]))
+        early = self.masses[:self.layer + 1]
+        for row, logit in enumerate(logits):
+            late = [recording[n].mass[row, :, 0].mean(0) for n in layers]
+            yield self._scores(logit), torch.stack([*early, *late])
+
+
+def bears_on(texts: list[str], nouns) -> np.ndarray:
+    """bool (L,): tokens of the sentences that name one of `nouns`; `texts` are the tokens' own."""
+    marked, start = np.zeros(len(texts), dtype=bool), 0
+    for at, text in enumerate(texts):
+        if text.rstrip(" ").endswith((".", "!", "?", "\n")) or at == len(texts) - 1:
+            sentence = "".join(texts[start:at + 1]).lower()
+            marked[start:at + 1] = any(noun in sentence for noun in nouns)
+            start = at + 1
+    return marked

@@ -19,7 +19,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from vdp_utils.errors import VDPError
 from vdp_utils.recording import decoder_of, record, refuse_output_attentions
-from vdp_utils.strategies import REDUCTIONS, Evidence, find_strategy, keep, kept_count
+from vdp_utils.strategies import (REDUCTIONS, Evidence, Strategy, find_strategy, keep,
+                                  kept_count)
 from vdp_utils.tokens import Kind, image_token_id, pieces, token_kinds
 
 WAYS = ("inflight", "rerun", "kv")
@@ -51,6 +52,28 @@ class Kept:
         """int64 (B, n + after): the padding mask once `after` tokens follow the prompt."""
         return torch.cat([self.real, self.real.new_ones(len(self.real), after)], 1).long()
 
+    def shortened(self, args: tuple, kwargs: dict, masks: dict) -> tuple[tuple, dict]:
+        """A decoder layer's arguments for the kept tokens; `masks` keeps what is worked out."""
+        kwargs, mask = dict(kwargs), kwargs.get("attention_mask")
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        if hidden.shape[1] == self.length:
+            hidden = take(hidden, self.index, 1)
+        if id(mask) not in masks:
+            masks[id(mask)] = self.mask4d(mask)
+        kwargs["attention_mask"] = masks[id(mask)]
+        turns = kwargs.get("position_embeddings")
+        if turns is not None:
+            kwargs["position_embeddings"] = tuple(
+                take(x, self.index, x.dim() - 2, x.dim() - 3) for x in turns)
+        kwargs["position_ids"] = self.positions(kwargs.get("position_ids"))
+        return (hidden, *args[1:]), kwargs
+
+    def positions(self, positions: torch.Tensor | None) -> torch.Tensor | None:
+        """The kept tokens' entries of positions (..., B or 1, L)."""
+        if positions is None:
+            return None
+        return take(positions, self.index, positions.dim() - 1, positions.dim() - 2)
+
     def mask4d(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """The kept rows and columns of an attention mask (B or 1, 1, L, L); None stays causal."""
         count = self.index.shape[1]
@@ -68,6 +91,31 @@ class Kept:
         return mask
 
 
+def droppable(strategy: Strategy, rate: float, kinds: torch.Tensor, real: torch.Tensor
+              ) -> tuple[torch.Tensor, int]:
+    """Of one prompt: the positions (n,) that a strategy may drop, and how many of them it drops.
+
+    As many for every strategy, as far as it can: a share `rate` of the context.
+    """
+    wanted = torch.zeros_like(real)
+    for kind in strategy.drops:
+        wanted |= kinds == kind
+    candidates = (wanted & real).nonzero()[:, 0]
+    context = int(((kinds == Kind.CONTEXT) & real).sum())
+    return candidates, min(context - kept_count(context, rate), len(candidates))
+
+
+def staying(strategy: Strategy, evidence: Evidence, candidates: torch.Tensor, lost: int
+            ) -> torch.Tensor:
+    """bool (L,) of one prompt: the best of its candidates, and all that is no candidate."""
+    stays = evidence.real.clone()
+    if lost:
+        evidence.candidates = candidates
+        stays[candidates] = False
+        stays[candidates[keep(strategy.score(evidence), len(candidates) - lost)]] = True
+    return stays
+
+
 class ContextPruner:
     """Prune the context of every prompt that a model reads inside `with pruner(model):`.
 
@@ -82,7 +130,8 @@ class ContextPruner:
         context: a span (start, stop); or kinds: (B, L) of `Kind`, directly.
         evidence: bool (B, L) for the strategy `oracle`. seed: for the random strategies.
 
-    `pruner.kept` is the last prompt's `Kept`. The model is as before on exit.
+    `pruner.kept` is the last prompt's `Kept`, and `pruner.log_probs` its rows' likelihoods where
+    the strategy asks for them. The model is as before on exit.
     """
 
     def __init__(self, rate: float, strategy: str = "received", way: str = "inflight",
@@ -232,8 +281,8 @@ class ContextPruner:
                                "kinds= (1, L), one for each")
             self._kinds = self._fitted("kinds", self.given_kinds, embeds).long()
         real = self._real(embeds, kwargs.get("attention_mask"))
-        candidates = [self._candidates(row, ok) for row, ok in zip(self._kinds, real)]
-        dropped = [self._dropped(row, ok, c) for row, ok, c in zip(self._kinds, real, candidates)]
+        candidates, dropped = zip(*(droppable(self.strategy, self.rate, row, ok)
+                                    for row, ok in zip(self._kinds, real)))
         self._dropped_any = any(dropped)
         if not self._dropped_any:
             every = torch.arange(embeds.shape[1], device=embeds.device)
@@ -248,7 +297,7 @@ class ContextPruner:
             self._check_cache(kwargs["past_key_values"], embeds.shape[1])
         elif self.way == "kv":
             raise VDPError("way='kv' drops tokens from the cache: call with use_cache=True")
-        self._scored = self._log_probs(kwargs, real) if "log_probs" in self.strategy.needs else {}
+        self.log_probs = self._log_probs(kwargs, real) if "log_probs" in self.strategy.needs else {}
         if "evidence" in self.strategy.needs:
             self._marked = self._fitted("evidence", self.evidence, embeds)
         run = {"inflight": self._inflight, "rerun": self._rerun, "kv": self._kv}[self.way]
@@ -264,17 +313,6 @@ class ContextPruner:
         if isinstance(padding, torch.Tensor) and padding.dim() == 2:
             return padding.to(embeds.device).bool()
         return torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-
-    def _candidates(self, kinds: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        wanted = torch.zeros_like(real)
-        for kind in self.strategy.drops:
-            wanted |= kinds == kind
-        return (wanted & real).nonzero()[:, 0]
-
-    def _dropped(self, kinds: torch.Tensor, real: torch.Tensor, candidates) -> int:
-        """How many tokens a row loses: the same for every strategy, as far as it can drop."""
-        context = int(((kinds == Kind.CONTEXT) & real).sum())
-        return min(context - kept_count(context, self.rate), len(candidates))
 
     def _check_cache(self, cache, length: int) -> None:
         name = type(self.model).__name__
@@ -303,28 +341,13 @@ class ContextPruner:
 
     # The three ways.
     def _inflight(self, kwargs, real, candidates, dropped):
-        cache, layers, length = kwargs.get("past_key_values"), self.decoder.layers, real.shape[1]
-        masks: dict = {}
+        cache, layers, masks = kwargs.get("past_key_values"), self.decoder.layers, {}
 
         def shorten(module, args, layer_kwargs):
-            hidden = args[0] if args else layer_kwargs.pop("hidden_states")
             if self.kept is None:
                 self.kept = self._select(self._evidence(recording, real), candidates,
                                          dropped, real)
-            index = self.kept.index
-            if hidden.shape[1] == length:
-                hidden = take(hidden, index, 1)
-            layer_kwargs = dict(layer_kwargs)
-            mask = layer_kwargs.get("attention_mask")
-            if id(mask) not in masks:
-                masks[id(mask)] = self.kept.mask4d(mask)
-            layer_kwargs["attention_mask"] = masks[id(mask)]
-            turns = layer_kwargs.get("position_embeddings")
-            if turns is not None:
-                layer_kwargs["position_embeddings"] = tuple(
-                    take(x, index, x.dim() - 2, x.dim() - 3) for x in turns)
-            layer_kwargs["position_ids"] = self._shorter_positions(layer_kwargs.get("position_ids"))
-            return (hidden, *args[1:]), layer_kwargs
+            return self.kept.shortened(args, layer_kwargs, masks)
 
         self.kept = None
         if self.at == len(layers) - 1:  # nothing runs after the scoring layer
@@ -369,7 +392,7 @@ class ContextPruner:
         else:
             if positions is None:
                 positions = torch.arange(length, device=index.device)[None]
-            short["position_ids"] = self._shorter_positions(positions)
+            short["position_ids"] = self.kept.positions(positions)
         for name, value in kwargs.items():  # anything else with one entry a token
             if name not in ("inputs_embeds", "attention_mask", "position_ids") and isinstance(
                     value, torch.Tensor) and value.shape[:2] == real.shape:
@@ -386,11 +409,6 @@ class ContextPruner:
         self.kept = self._select(self._evidence(recording, real), candidates, dropped, real)
         self._drop_from(kwargs.get("past_key_values"), range(len(self.decoder.layers)))
         return output
-
-    def _shorter_positions(self, positions):
-        if positions is None:
-            return None
-        return take(positions, self.kept.index, positions.dim() - 1, positions.dim() - 2)
 
     def _drop_from(self, cache, layers) -> None:
         """Leave only the kept tokens in the cache of some layers."""
@@ -433,7 +451,7 @@ class ContextPruner:
             if "evidence" in needs:
                 evidence.evidence = self._marked[row]
             if "log_probs" in needs:
-                evidence.log_probs, evidence.asked_log_probs = self._scored[row]
+                evidence.log_probs, evidence.asked_log_probs = self.log_probs[row]
             yield evidence
 
     @torch.no_grad()
@@ -485,15 +503,8 @@ class ContextPruner:
 
     def _select(self, evidence, candidates, dropped, real) -> Kept:
         """Score every row and keep the best of its candidates, and all the rest."""
-        rows = []
-        for one, some, lost, ok in zip(evidence, candidates, dropped, real):
-            stays = ok.clone()
-            if lost:
-                one.candidates = some
-                stays[some] = False
-                stays[some[keep(self.strategy.score(one), len(some) - lost)]] = True
-            rows.append(stays)
-        stays = torch.stack(rows)
+        stays = torch.stack([staying(self.strategy, one, some, lost)
+                             for one, some, lost in zip(evidence, candidates, dropped)])
         width = int(stays.sum(1).max())
         # kept tokens first, then fillers of shorter rows, put back in order
         index = torch.argsort(stays.int(), dim=1, descending=True, stable=True)[:, :width]

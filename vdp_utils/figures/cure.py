@@ -52,3 +52,47 @@ def concentration(table: pd.DataFrame, layers: pd.DataFrame, model: str) -> Figu
     figure.suptitle(f"{model}: attention of the answer position, before and after pruning "
                     f"(n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
     return figure
+
+
+def recovery(summary: pd.DataFrame, model: str) -> Figure:
+    """F6: accuracy, attention on the image and causal dependency against the pruning rate."""
+    kinds = [kind for kind in style.KINDS if kind in set(summary["context_kind"])]
+    measures = ("balanced accuracy", "attention on image", "KL, swapped")
+    figure, panels = plt.subplots(len(kinds), 3, figsize=(WIDE, 2.1 * len(kinds) + 0.6),
+                                  squeeze=False, sharex=True, sharey="col")
+    lengths = sorted(summary["context_length"].unique())
+    for line, kind in zip(panels, kinds):
+        for axes, measure in zip(line, measures):
+            part = summary[(summary["context_kind"] == kind) & (summary["measure"] == measure)]
+            for number, length in enumerate(lengths):
+                some = part[part["context_length"] == length]
+                if len(some):
+                    style.curve(axes, some.assign(rate=some["rate"] + 0.008 * (number - 1.5)),
+                                number, "rate", label=f"{length} context tokens", spread=0)
+        line[0].axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+        line[0].set_ylabel(f"context: {kind}")
+    for axes, title in zip(panels[0], ("balanced accuracy", "attention on the image",
+                                       "KL to the answer with a swapped image")):
+        axes.set_title(title)
+    for axes in panels[-1]:
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "no\ncontext"])
+        axes.set_xlabel("pruning rate")
+    style.shared_legend(figure, *panels[0])
+    figure.suptitle(f"{model}: answers behind a pruned context, the paper's rule "
+                    f"(n = {summary['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    return figure
+
+
+def targets(table: pd.DataFrame, model: str) -> Figure:
+    """F6: accuracy against the rate where the answer is in the image and where in the text."""
+    figure, axes = plt.subplots(figsize=(style.WIDTH, 2.6), layout="constrained")
+    for number, (target, part) in enumerate(table.groupby("target", sort=True)):
+        label = {"image": "answer in the image", "text": "answer in the context"}[target]
+        style.curve(axes, part.assign(rate=part["rate"] + 0.006 * number), number, "rate",
+                    label=label, spread=0)
+    axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+    axes.set(xlabel="pruning rate", ylabel="balanced accuracy")
+    axes.legend()
+    axes.set_title(f"{model}, {table['context_length'].iloc[0]} context tokens "
+                   f"(n = {table['n_images'].max()} images)", fontsize=7)
+    return figure

@@ -1,0 +1,203 @@
+"""Answers under pruning: measured as `ContextPruner` prunes, and judged by F6's rule."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import pyplot as plt
+
+from vdp_utils import figures, prompts, stats
+from vdp_utils.errors import VDPError
+from vdp_utils.findings import recovery
+from vdp_utils.measure import kinds_of, measure
+from vdp_utils.prompts import one_pair, presence_samples
+from vdp_utils.pruned import Unpruned, _answer, answer_condition, answers_sample, bears_on, parsed
+from vdp_utils.store import ResultStore
+from vdp_utils.tokens import Kind
+
+STRATEGIES = ("received", "received mean question", "random 3", "snapkv", "key_norm",
+              "contrastive_perplexity", "perplexity", "bm25", "oracle", "fastv_visual",
+              "text_first", "expected_attention", "inverse")
+
+
+@pytest.fixture(scope="module")
+def lvlm(uneven):
+    return uneven
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    return one_pair(presence_samples("evaluation", 3))
+
+
+def test_a_pair_is_the_first_yes_and_the_first_no():
+    for sample, pair in zip(presence_samples("evaluation", 5),
+                            one_pair(presence_samples("evaluation", 5))):
+        assert [q.answer for q in pair.questions] == ["Yes", "No"]
+        for question in pair.questions:
+            same = [q for q in sample.questions if q.answer == question.answer]
+            assert same[0] == question
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_going_on_from_one_pass_is_pruning_in_flight(lvlm, pairs, strategy, layer):
+    sample, question = pairs[0], pairs[0].questions[0]
+    prefix = prompts.shared_prefix(lvlm, sample, "mentions", 90)
+    asking = prompts.asking(lvlm, question)
+    first = Unpruned(lvlm, prompts.join(prefix, asking), layer, question)
+    one = answer_condition(lvlm, "mentions", 90, (0.6,), (strategy,), layer=layer)
+    if strategy != "oracle":  # which needs its marks handed in
+        scores, mass, kept = _answer(lvlm, prefix, asking, question, first.kinds, one, strategy,
+                                     0.6)
+        stays = first.staying(strategy, 0.6)[None]
+        ((mine, attention),) = first.go_on(stays)
+        assert mine == pytest.approx(scores, abs=1e-4)
+        torch.testing.assert_close(attention, mass, atol=1e-5, rtol=0)
+        assert int((stays[0] & (first.kinds == Kind.CONTEXT)).sum()) == kept
+    else:
+        stays = first.staying(strategy, 0.6)
+        assert int(stays.sum()) == len(stays) - 54
+
+
+def test_sets_of_one_batch_do_not_mix(lvlm, pairs):
+    question = pairs[1].questions[1]
+    whole = prompts.join(prompts.shared_prefix(lvlm, pairs[1], "other", 80),
+                         prompts.asking(lvlm, question))
+    first = Unpruned(lvlm, whole, 0, question)
+    stays = torch.stack([first.staying(f"random {seed}", 0.5) for seed in range(4)])
+    assert len({tuple(row.tolist()) for row in stays}) == 4
+    together, alone = first.go_on(stays), [first.go_on(row[None])[0] for row in stays]
+    for (scores, mass), (own, own_mass) in zip(together, alone):
+        assert scores == pytest.approx(own, abs=1e-5)
+        torch.testing.assert_close(mass, own_mass, atol=1e-6, rtol=0)
+    scores, mass = first.go_on(torch.ones_like(stays[:1]))[0]  # all kept: nothing changes
+    assert scores == pytest.approx(first.answer[0], abs=1e-5)
+    torch.testing.assert_close(mass, first.answer[1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(mass.sum(1), torch.ones(len(mass)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("way, positions", [("inflight", "kept"), ("rerun", "compact"),
+                                            ("kv", "kept")])
+def test_rows_have_every_documented_column(lvlm, pairs, tmp_path, way, positions):
+    one = answer_condition(lvlm, "other", 40, (0.25, 0.5), ("received", "random 1"), way=way,
+                           positions=positions)
+    rows = measure(lvlm, pairs, [one], ResultStore(tmp_path), recovery.PRUNED,
+                   each=answers_sample)
+    assert len(rows) == 3 * 2 * (1 + 2 * 2)
+    assert all(name in answers_sample.__doc__ for name in set(rows.columns) - {"key"})
+    kept = rows.groupby(["strategy", "rate"])["kept_tokens"].unique()
+    assert {key: list(value) for key, value in kept.items()} == {
+        ("none", 0.0): [40], ("received", 0.25): [30], ("received", 0.5): [20],
+        ("random 1", 0.25): [30], ("random 1", 0.5): [20]}
+    if way == "kv":  # its first token comes from the whole prompt
+        for _, part in rows.groupby(["image_id", "question_id"]):
+            logs = np.stack(part["log_likelihoods"])
+            np.testing.assert_allclose(logs, np.tile(logs[:1], (5, 1)), atol=1e-4)
+    again = measure(lvlm, pairs, [one], ResultStore(tmp_path), recovery.PRUNED,
+                    each=lambda *_: pytest.fail("measured twice"))
+    pd.testing.assert_frame_equal(rows, again)
+
+
+def test_words_in_the_image_s_place_may_be_pruned(lvlm, pairs):
+    one = answer_condition(lvlm, "other", 40, (0.5,), image="words_middle")
+    rows = pd.DataFrame(answers_sample(lvlm, pairs[0], one))
+    words = len(prompts.in_words(lvlm.tokenizer, pairs[0]))
+    assert set(rows.loc[rows["rate"] == 0, "kept_tokens"]) == {40 + words}
+    assert set(rows.loc[rows["rate"] == 0.5, "kept_tokens"]) == {(41 + words) // 2}
+
+
+def test_sentences_that_name_a_noun_bear_on_it():
+    texts = ["There", " is", " a", " cat", ".", " I", " see", " it", "!", "\n", "A", " dog", "?"]
+    assert bears_on(texts, ["cat"]).tolist() == [True] * 5 + [False] * 8
+    assert bears_on(texts, ["dog"]).tolist() == [False] * 10 + [True] * 3
+    assert not bears_on(texts, ["cow"]).any()
+
+
+def test_what_cannot_be_asked_for_is_refused(lvlm, pairs):
+    assert parsed("received mean question") == ("received", dict(heads="mean",
+                                                                 query_set="question"))
+    assert parsed("random 12") == ("random", dict(seed=12))
+    for wrong, message in (("received loudly", "'loudly' is neither"),
+                           ("guess", "unknown strategy 'guess'")):
+        with pytest.raises(VDPError, match=message):
+            answer_condition(lvlm, "other", 40, (0.5,), (wrong,))
+    with pytest.raises(VDPError, match="rate 1"):
+        answer_condition(lvlm, "other", 40, (1.0,))
+    free = prompts.question_samples("evaluation", 1, "position")[0].questions[0]
+    whole = prompts.join(prompts.shared_prefix(lvlm, pairs[0], "other", 40),
+                         prompts.asking(lvlm, free))
+    assert max(len(prompts.option_ids(lvlm, option)) for option in free.options) > 1
+    with pytest.raises(VDPError, match="not one token each"):
+        Unpruned(lvlm, whole, 0, free)
+    assert kinds_of(lvlm, whole).shape[1] == len(whole)
+
+
+# ---- the verdict, on tables whose truth is built in
+
+
+def table_with(gains, cost=0.4, images=60, kinds=("other", "mentions")):
+    """`gains` {(kind, length): share of answers that rate 0.5 mends}; context spoils `cost`."""
+    rng, lines = np.random.default_rng(0), []
+    for kind in kinds:
+        for image in range(images):
+            for number, answer in enumerate(("yes", "no")):
+                for length in (0, 512, 2048):
+                    luck = rng.random()
+                    for rate in (0.0,) if not length else (0.0, 0.5, 0.9):
+                        gain = gains.get((kind, length), 0) if rate else 0
+                        correct = luck < (0.95 if not length else 0.95 - cost + gain)
+                        for own in ("own", "swapped"):
+                            lines.append(dict(
+                                image_id=f"i{image:02d}", question_id=str(number), answer=answer,
+                                context_kind=kind, context_length=length, rate=rate, image=own,
+                                correct=correct, predicted=answer if correct else "no",
+                                log_likelihoods=[-0.1, -2.5] if own == "own" else [-0.7, -0.7],
+                                attention=np.full(8, 0.25)))
+    return pd.DataFrame(lines)
+
+
+@pytest.mark.parametrize("gains, cost, expected", [
+    ({("other", 512): .3, ("other", 2048): .3, ("mentions", 512): .3, ("mentions", 2048): .3}, .4,
+     "reproduced"),
+    ({("mentions", 2048): .3}, .4, "partly"),
+    ({}, .4, "not reproduced"),
+    ({}, 0, "not reproduced"),
+])
+def test_the_verdict_follows_the_rule(monkeypatch, gains, cost, expected):
+    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    rows = table_with(gains, cost)
+    tests = recovery.tests(rows)
+    verdict = recovery.verdict(tests, rows)
+    assert (verdict.finding, verdict.verdict, verdict.n) == ("F6", expected, 60)
+    assert verdict.estimate.value == pytest.approx(sum(gains.values()) / 4, abs=0.05)
+    assert len(tests) == 2 * 2 * 2 and (tests["cost"] - cost).abs().max() < 0.15
+
+
+def test_summary_and_figures_show_what_was_measured(monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    rows = table_with({("other", 512): 0.3})
+    told = rows[(rows["context_length"] == 512) & (rows["context_kind"] == "other")
+                & (rows["image"] == "own")]
+    rows = pd.concat([rows, told.assign(image=recovery.TOLD)])
+    summary = recovery.summary(rows)
+    kl = summary[summary["measure"] == "KL, swapped"]["value"]
+    expected = 0.913 * (np.log(0.917) - np.log(0.5)) + 0.083 * (np.log(0.083) - np.log(0.5))
+    assert kl.between(expected - 0.02, expected + 0.02).all()
+    assert set(summary.loc[summary["measure"] == "attention on image", "value"]) == {0.25}
+    assert set(summary["rate"]) == {0.0, 0.5, 0.9, 1.0}
+    assert (summary["n_images"] == 60).all()
+    figure = figures.recovery(summary, "S")
+    assert "n = 60 images" in figure.get_suptitle() and len(figure.axes) == 6
+    table = recovery.targets(rows)
+    assert list(table["target"]) == ["image"] * 3 + ["text"] * 3
+    hurt = figures.targets(table, "S")
+    assert {text.get_text() for text in hurt.axes[0].get_legend().get_texts()} == {
+        "answer in the image", "answer in the context"}
+    plt.close("all")
+
+
+def test_rows_without_the_anchor_are_refused():
+    rows = table_with({})
+    with pytest.raises(VDPError, match="lack the length 0"):
+        recovery.tests(rows[rows["context_length"] > 0])
