@@ -237,8 +237,13 @@ def test_a_drop_between_the_ends_of_a_rising_line_is_no_decline():
     assert decline.verdict(rows).verdict == "not reproduced"
 
 
-def test_the_verdict_is_stored_as_it_is_shown(falling, tmp_path):
+@pytest.mark.parametrize("model, name", [
+    ("embedded-s", "F1_embedded-s_verdict.json"), ("embedded-m", "F1_embedded-m_verdict.json"),
+    ("llava-hf/llava-1.5-7b-hf", "F1_llava-hf-llava-1.5-7b-hf_verdict.json")])
+def test_the_verdict_is_stored_as_it_is_shown_with_its_model(falling, tmp_path, model, name):
     verdict = decline.verdict(falling)
-    findings.save_verdict(verdict, tmp_path)
-    stored = json.loads((tmp_path / "F1_verdict.json").read_text())
+    findings.save_verdict(verdict, tmp_path, model)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    stored = json.loads((tmp_path / name).read_text())
+    assert stored.pop("model") == model
     assert stored == verdict.to_row() and stored["verdict"] == "reproduced"

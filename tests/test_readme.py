@@ -14,6 +14,16 @@ from vdp_utils.stats import VERDICTS
 
 README = (ROOT / "README.md").read_text()
 VERDICT_FILES = sorted((ROOT / "data" / "results").glob("F*_verdict.json"))
+SIZES = {"embedded-s": "S", "embedded-m": "M"}
+FINDINGS = [f"F{number}" for number in range(1, 13)]
+
+
+def claims():
+    """{finding: {column: cell}} of the table of claims."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in README.splitlines()
+             if re.match(r"\| (F\d+ )?\| (?!\|)", line)]
+    header, *rows = lines
+    return {row[0]: dict(zip(header, row, strict=True)) for row in rows}
 
 
 def test_the_first_command_comes_within_ten_lines():
@@ -28,17 +38,21 @@ def test_some_finding_has_a_verdict():
 @pytest.mark.parametrize("path", VERDICT_FILES, ids=lambda p: p.stem)
 def test_the_claim_table_holds_the_verdicts(path):
     verdict = json.loads(path.read_text())
-    (row,) = [line for line in README.splitlines() if line.startswith(f"| {verdict['finding']} |")]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[-1] == verdict["verdict"] in VERDICTS
-    assert verdict["estimate [95 %]"] in cells[-2] and verdict["images"] in cells[-2]
+    assert path.name == f"{verdict['finding']}_{verdict['model']}_verdict.json"
+    row, size = claims()[verdict["finding"]], SIZES[verdict["model"]]
+    assert row[f"verdict {size}"] == verdict["verdict"] in VERDICTS
+    ours = row[f"ours, size {size}"]
+    assert verdict["estimate [95 %]"] in ours and f"{verdict['images']} images" in ours
 
 
-def test_findings_without_a_verdict_are_open():
-    rows = re.findall(r"^\| (F\d+) \|.*\| ([^|]+) \|$", README, flags=re.MULTILINE)
-    decided = {json.loads(p.read_text())["finding"] for p in VERDICT_FILES}
-    assert len(rows) == 12
-    assert {f for f, verdict in rows if verdict != "open"} == decided
+def test_what_has_no_verdict_is_open_at_each_size():
+    judged = [json.loads(path.read_text()) for path in VERDICT_FILES]
+    decided = {(verdict["finding"], verdict["model"]) for verdict in judged}
+    assert list(claims()) == FINDINGS
+    for finding, row in claims().items():
+        for model, size in SIZES.items():
+            if (finding, model) not in decided:
+                assert (row[f"ours, size {size}"], row[f"verdict {size}"]) == ("", "open")
 
 
 def test_the_costs_are_those_of_the_benchmark():

@@ -5,6 +5,7 @@
 """
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -24,7 +25,11 @@ def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind") -
     return part.assign(text=texts).pivot(index="context_length", columns=column, values="text")
 
 
-def save_verdict(verdict: Verdict, folder: str | Path) -> None:
-    """Write the verdict to `folder/<finding>_verdict.json`, from which the README's table comes."""
-    path = Path(folder) / f"{verdict.finding}_verdict.json"
-    path.write_text(json.dumps(verdict.to_row(), indent=2) + "\n")
+def save_verdict(verdict: Verdict, folder: str | Path, model: str) -> None:
+    """Write a model's verdict to `folder/<finding>_<model>_verdict.json`, for the README's table.
+
+    It holds the model's name too; in the file's own name a hub id's "/" and the like become "-".
+    """
+    name = re.sub(r"[^\w.-]+", "-", model)
+    path = Path(folder) / f"{verdict.finding}_{name}_verdict.json"
+    path.write_text(json.dumps(verdict.to_row() | {"model": model}, indent=2) + "\n")
