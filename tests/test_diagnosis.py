@@ -239,6 +239,21 @@ def test_f2_s_words_look_the_same_in_each_panel(text_tables):
     assert [upright(axes) for axes in figure.axes] == [[], [], []]
 
 
+@pytest.mark.parametrize("kinds", [PAIR, PAIR[:1]])
+def test_f2_s_figure_has_no_panel_of_places_where_there_is_one_place_only(text_rows, kinds):
+    rows = text_rows[text_rows["image"].isin(f2.IMAGES) & text_rows["context_kind"].isin(kinds)]
+    places, summary = f2.places(rows), f2.summary(rows)
+    assert places.empty
+    figure = figures.text_control(summary, places, 1024, "embedded-m")
+    assert [axes.get_title() for axes in figure.axes] == [style.KINDS[kind][0] for kind in kinds]
+    for axes, kind in zip(figure.axes, kinds):
+        part = summary[summary["context_kind"] == kind]
+        assert len(axes.containers) == 2
+        for image in f2.IMAGES:
+            assert_drawn(axes, diagnosis.TOLD[image][0], part[part["image"] == image])
+    assert sorted(legend(figure)) == sorted(diagnosis.TOLD[image][0] for image in f2.IMAGES)
+
+
 # ---- F3: answers with and without the image
 
 
@@ -319,11 +334,38 @@ def test_f3_s_summary_and_accuracy_by_prior_by_hand():
     assert f3.by_prior(only)["prior_right"].tolist() == [True]
 
 
-@pytest.mark.parametrize("lacking", [["none"], ["blank", "swapped"], ["own"]])
+@pytest.mark.parametrize("lacking", [["none"], ["own"], ["own", "none"]])
 def test_f3_refuses_missing_images_by_name(lacking):
     rows = by_hand()
     with pytest.raises(VDPError, match=rf"lack the images \[{str(sorted(lacking))[1:-1]}\]"):
         f3.pairs(rows[~rows["image"].isin(lacking)])
+
+
+def test_f3_needs_no_more_than_answers_with_and_without_the_image():
+    """What is left says the same as where blank and swapped images were measured too."""
+    rows = by_hand()
+    found, whole = f3.pairs(rows[rows["image"].isin(["own", "none"])]), f3.pairs(rows)
+    others = [name for name in whole if name.endswith(("blank", "swapped"))]
+    assert len(others) == 8 and found[others].isna().all().all()
+    pd.testing.assert_frame_equal(found.drop(columns=others), whole.drop(columns=others))
+    summary, split = f3.summary(found), f3.by_prior(found)
+    assert summary["measure"].tolist() == [
+        "agreement", "Cohen's kappa", "KL, none", "flip rate, none"]
+    figure = figures.priors(summary, split, None, "embedded-m")
+    assert [len(axes.containers) for axes in figure.axes] == [2, 1, 1, 2]
+    for axes, measure in zip(figure.axes[1:], ("KL", "flip rate")):
+        assert_drawn(axes, "image left out", summary[summary["measure"] == f"{measure}, none"])
+    assert len(legend(figure)) == 5
+    assert not {"image blanked", "image swapped"} & set(legend(figure))
+
+
+def test_f3_judges_the_same_with_or_without_blank_and_swapped_images():
+    rows = moved((WEAKER, EVEN))
+    verdicts = []
+    for images in (("own", "none"), f3.IMAGES):
+        found = f3.pairs(rows[rows["image"].isin(images)])
+        verdicts.append(f3.verdict(f3.tests(found), found))
+    assert verdicts[0] == verdicts[1] and verdicts[0].verdict == "partly"
 
 
 def test_f3_refuses_a_kind_that_lacks_the_answers_without_image():
@@ -772,6 +814,13 @@ def test_f5_s_correlation_is_spearman_s_over_questions_of_one_kind_and_length():
     assert not np.allclose(blank["value"], found["value"])
 
 
+@pytest.mark.parametrize("lacking", ["swapped", "blank"])
+def test_f5_refuses_to_say_what_a_missing_image_decides(lacking):
+    rows = causes(images=3)
+    with pytest.raises(VDPError, match=rf"lack the image '{lacking}'"):
+        f5.against_cause(rows[rows["image"] != lacking], lacking)
+
+
 def test_f5_s_layers_that_lose_attention_beside_those_that_cause():
     """By hand: means over lengths; ranks agree for one kind and are opposite for the other."""
     slopes = {"other": [-0.03, -0.02, -0.01], "mentions": [-0.03, -0.02, -0.01]}
@@ -934,6 +983,16 @@ def test_f5_s_figure_draws_shares_preferences_layers_and_heads(attention_tables)
         np.testing.assert_allclose(found.get_xydata(), list(zip(LENGTHS, line)))
     heading = figure.get_suptitle()
     assert "embedded-s" in heading and "n = 12 images" in heading and "95 %" in heading
+
+
+@pytest.mark.parametrize("depth, expected", [(6, [0, 1, 2, 3, 4, 5]), (12, [0, 2, 4, 6, 8, 10])])
+def test_f5_s_figure_names_as_many_layers_as_there_is_room_for(attention_tables, depth, expected):
+    summary, heat, preference, _ = attention_tables
+    heads = pd.DataFrame(dict(layer=layer, head=0, context_length=length, mass=0.1)
+                         for layer in range(depth) for length in LENGTHS)
+    figure = figures.attention(summary, heat, preference, heads, None, "embedded-m")
+    (dots,) = figure.axes[2].collections
+    assert list(dots.colorbar.get_ticks()) == expected
 
 
 def test_f5_s_most_visual_heads_are_those_that_look_most_behind_a_middling_context(

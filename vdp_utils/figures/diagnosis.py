@@ -44,17 +44,23 @@ def decline(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
 
 def text_control(summary: pd.DataFrame, places: pd.DataFrame, trained: int | None, model: str
                  ) -> Figure:
-    """F2: accuracy with the image and with the scene in words, by kind; where the words stand."""
+    """F2: accuracy with the image and with the scene in words, by kind; where the words stand.
+
+    The last panel is that of `places`; without any, there is none.
+    """
     kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
-    figure, panels = plt.subplots(1, len(kinds) + 1, figsize=(WIDE, 2.7), sharey=True)
+    figure, panels = plt.subplots(1, len(kinds) + (not places.empty), figsize=(WIDE, 2.7),
+                                  sharey=True, squeeze=False)
+    panels = panels[0]
     lengths = sorted(summary["context_length"].unique())
     for axes, kind in zip(panels, kinds):
         for image, part in summary[summary["context_kind"] == kind].groupby("image", sort=True):
             _told(axes, part, image)
         axes.set_title(KINDS[kind][0])
-    for image, part in places.groupby("image", sort=True):
-        _told(panels[-1], part, image)
-    panels[-1].set_title("where the words stand (other)")
+    if not places.empty:
+        for image, part in places.groupby("image", sort=True):
+            _told(panels[-1], part, image)
+        panels[-1].set_title("where the words stand (other)")
     for axes in panels:
         style.length_axis(axes, lengths, trained)
         style.chance_line(axes, lengths)
@@ -74,11 +80,15 @@ def _told(axes, part: pd.DataFrame, image: str) -> None:
 
 def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, model: str
            ) -> Figure:
-    """F3: agreement and kappa with the answer without an image, KL, flips, accuracy by prior."""
+    """F3: agreement and kappa with the answer without an image, KL, flips, accuracy by prior.
+
+    An image that was not measured behind any context has no curves.
+    """
     kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
     figure, panels = plt.subplots(len(kinds), 4, figsize=(WIDE, 2.1 * len(kinds) + 0.6),
                                   sharex=True, squeeze=False)
     lengths = sorted(summary["context_length"].unique())
+    taken = [image for image in TAKEN if f"KL, {image}" in set(summary["measure"])]
     for line, kind in zip(panels, kinds):
         part = summary[summary["context_kind"] == kind]
         for number, (measure, label) in enumerate({
@@ -86,10 +96,10 @@ def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, m
                 "Cohen's kappa": "the same beyond chance (kappa)"}.items()):
             style.curve(line[0], part[part["measure"] == measure], number + 3, label=label,
                         spread=0)
-        for number, (image, label) in enumerate(TAKEN.items()):
+        for image in taken:
             for axes, measure in ((line[1], "KL"), (line[2], "flip rate")):
-                style.curve(axes, part[part["measure"] == f"{measure}, {image}"], number,
-                            label=label)
+                style.curve(axes, part[part["measure"] == f"{measure}, {image}"],
+                            list(TAKEN).index(image), label=TAKEN[image])
         for number, (right, label) in enumerate({True: "answer without image is right",
                                                  False: "answer without image is wrong"}.items()):
             chosen = by_prior[(by_prior["context_kind"] == kind)
@@ -179,7 +189,8 @@ def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFram
     where.set(xscale="log", yscale="log", xlabel=f"at {ends[0]} context tokens",
               ylabel=f"at {ends[1]}")
     where.set_title("each head's attention on the image")
-    figure.colorbar(points, ax=where, label="layer", ticks=sorted(set(depth)))
+    named = sorted(set(depth))
+    figure.colorbar(points, ax=where, label="layer", ticks=named[::max(1, len(named) // 6)])
     middle = lengths[len(lengths) // 2]
     strongest = wide[middle].sort_values(ascending=False).index[:6]
     for number, (layer, head) in enumerate(strongest):

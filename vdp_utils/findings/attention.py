@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from vdp_utils import stats
+from vdp_utils.errors import VDPError
 from vdp_utils.findings import priors
 from vdp_utils.stats import Estimate, Verdict
 from vdp_utils.tokens import Kind
@@ -103,8 +104,11 @@ def against_cause(rows: pd.DataFrame, image: str = "swapped") -> pd.DataFrame:
 
     Spearman's correlation over questions between a layer's attention on the image ("mean": all
     layers') and KL(P_own || P_swapped), by context kind and length: does the one say the other?
+    VDPError without rows of that image.
     """
     found = priors.pairs(rows)[[*priors.KEYS, f"kl_{image}"]].dropna()
+    if found.empty:
+        raise VDPError(f"rows lack the image {image!r}: measure it with priors.conditions")
     layers = by_layer(rows[rows["image"] == "own"])
     mean = layers.groupby(priors.KEYS, as_index=False)["mass_image"].mean().assign(layer="mean")
     lines = []

@@ -37,18 +37,18 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
 
     `own`, `none`, `blank`, `swapped` are the predictions, `kl_X` (nats) the divergence
     KL(P_own || P_X) of the distributions over the options, `flip_X` whether the answer differs
-    and `agree_X` whether it does not (1 or 0; missing where X was not measured behind that
-    context), and `prior_right` whether the answer without an image is right. VDPError where an
-    image was not measured at all.
+    and `agree_X` whether it does not (1 or 0; missing where X, blank or swapped, was not measured
+    behind that context), and `prior_right` whether the answer without an image is right. VDPError
+    where the answers with the image or those without it were not measured at all.
     """
-    missing = set(IMAGES) - set(rows["image"])
+    missing = set(IMAGES[:2]) - set(rows["image"])
     if missing:
         raise VDPError(f"rows lack the images {sorted(missing)}: measure them with "
                        "priors.conditions")
     logs = np.stack(rows["log_likelihoods"].to_numpy())
     logs = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
     rows = rows.assign(first=logs[:, 0], second=logs[:, 1])
-    parts = {image: part.set_index(KEYS) for image, part in rows.groupby("image")}
+    parts = {image: rows[rows["image"] == image].set_index(KEYS) for image in IMAGES}
     found = parts["own"][["answer", "correct", "margin"]].join(
         parts["none"][["predicted"]], how="inner").rename(columns=dict(predicted="none"))
     alone = set(parts["own"].index.get_level_values("context_kind")) ^ set(

@@ -62,8 +62,12 @@ def _more_with_image(rows: pd.DataFrame) -> Estimate:
 
 
 def places(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy by where in the context the scene is told: rows of `PLACES` of one context kind."""
-    return summary(rows[rows["image"].isin(PLACES)], ("image",))
+    """Accuracy by where in the context the scene is told: rows of `PLACES` of one context kind.
+
+    Empty where it is told in one place only: there is nothing to compare.
+    """
+    told = rows[rows["image"].isin(PLACES)]
+    return summary(told if told["image"].nunique() > 1 else told[:0], ("image",))
 
 
 def verdict(table: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
