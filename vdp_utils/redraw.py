@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from vdp_utils import bench, figures, paths
@@ -24,22 +25,25 @@ class Stored:
         self.trained = about["max_context"]
         self.revision = about["weights_sha256"][:16]
 
-    def rows(self, finding: str) -> pd.DataFrame:
-        """All rows of a finding under the model's present weights. VDPError for none."""
+    def rows(self, finding: str, images=()) -> pd.DataFrame:
+        """All rows of a finding under the model's present weights.
+
+        VDPError for none, and for none with one of `images`.
+        """
         found = [one for one in self.store.conditions(finding)
                  if (one["model"], one["revision"]) == (self.model, self.revision)]
-        if not found:
-            raise VDPError(f"no rows of {finding} for {self.model} in {self.store.root}: measure "
-                           "them with make study PROFILE=full")
+        lacking = sorted(set(images) - {one["image"] for one in found})
+        if lacking or not found:
+            which = f" with the images {', '.join(lacking)}" if found else ""
+            raise VDPError(f"no rows of {finding}{which} for {self.model} in {self.store.root}: "
+                           "measure them with make study PROFILE=full")
         return pd.concat([self.store.read(finding, one) for one in found], ignore_index=True)
 
 
-def every(stored: Stored):
-    """(name, figure) of each figure, one after the other."""
+def of_each_size(stored: Stored):
+    """(name, figure) of each figure that is drawn of both sizes."""
     model, trained = stored.model, stored.trained
-    yield "fig00_scenes", figures.gallery(presence_samples("evaluation", 8))
-    yield "fig00_training", figures.training_curves(pd.read_csv(stored.source / "training_log.csv"))
-    rows = stored.rows(PRESENCE)
+    rows = stored.rows(PRESENCE, ("own", "words", "none"))
     own = rows[rows["image"] == "own"]
     samples = presence_samples("evaluation", own["image_id"].nunique())
     yield "fig01_long_context_decline", figures.decline(decline.summary(own), trained, model)
@@ -59,11 +63,22 @@ def every(stored: Stored):
     yield "fig05_attention_distribution", figures.attention(
         attention.summary(layers), attention.heat(layers, "mass_image"),
         attention.heat(layers, "prefers_image"), attention.heads(neutral), trained, model)
+
+
+def every(stored: Stored, larger: Stored):
+    """(name, figure) of each figure, one after the other; names of the larger size end in `_m`."""
+    model = stored.model
+    yield "fig00_scenes", figures.gallery(presence_samples("evaluation", 8))
+    yield "fig00_training", figures.training_curves(pd.read_csv(stored.source / "training_log.csv"))
+    yield from of_each_size(stored)
+    for name, figure in of_each_size(larger):
+        yield f"{name}_m", figure
+    rows = stored.rows(PRESENCE)
     yield "fig05_attention_and_cause", figures.attention_and_cause(
-        attention.against_cause(told), model)
+        attention.against_cause(rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]), model)
     yield "fig05_attention_maps", figures.attention_maps(
-        attention.first_questions(stored.rows(attention.MAPS)), samples[:attention.SHOWN],
-        attention.MAP_LENGTHS, model)
+        attention.first_questions(stored.rows(attention.MAPS)),
+        presence_samples("evaluation", attention.SHOWN), attention.MAP_LENGTHS, model)
     pruned = concentration.by_layer(stored.rows(concentration.MASSES), concentration.RATES)
     yield "fig08_theory_checks", figures.concentration(concentration.tests(pruned), pruned, model)
 
@@ -73,9 +88,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=paths.results("full"))
     parser.add_argument("--output", type=Path, default=paths.figures("full"))
     parser.add_argument("--model", default="embedded-s")
+    parser.add_argument("--larger", default="embedded-m")
     options = parser.parse_args()
-    for name, figure in every(Stored(options.results, options.model)):
-        figures.save(figure, options.output, name)
+    for name, figure in every(*(Stored(options.results, model)
+                                for model in (options.model, options.larger))):
+        plt.close(figures.save(figure, options.output, name))
         print(options.output / name)
     bench.draw(bench.tables_of(paths.bench("full")), options.output)
 
