@@ -1,6 +1,7 @@
 """The notebooks: their form, their stored outputs, and that they still say the same."""
 
 import ast
+import json
 import os
 import re
 import shutil
@@ -21,6 +22,7 @@ from vdp_utils import lvlm, redraw
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import PRESENCE, concentration
 from vdp_utils.run_notebook import run_notebook
+from vdp_utils.store import ResultStore
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
@@ -86,6 +88,7 @@ def test_one_cell_holds_the_parameters_before_all_that_depends_on_them(path):
         found[line.targets[0].id] = ast.literal_eval(line.value)
     assert found["PROFILE"] == "full" and found["FIGURES"] == found.get("RESULTS", "") == ""
     assert found["MODEL"] == "embedded-s" and not found.get("RECOMPUTE")
+    assert found.get("LARGER", "embedded-m") == "embedded-m"
     assert all(name.isupper() for name in found)
     late = set(found).union(*(names(cell.source, ast.Store) for cell in cells[at:]))
     for cell in cells[:at]:
@@ -249,6 +252,11 @@ def test_it_runs_in_seconds_into_folders_of_one_s_own(path, tmp_path, monkeypatc
                  (tmp_path / "rows" / table(path)).rglob("part-*.parquet")]
         rows = pd.concat(parts)
         assert len(rows) and rows["image_id"].nunique() <= 10
+        sizes = {"embedded-s", "embedded-m"} if "LARGER" in path.read_text() else {"embedded-s"}
+        store = ResultStore(tmp_path / "rows")
+        assert {one["model"] for one in store.conditions(table(path))} == sizes
+        verdicts = [json.loads(p.read_text()) for p in (tmp_path / "rows").glob("*_verdict.json")]
+        assert {verdict["model"] for verdict in verdicts} == sizes
     counts = [cell.execution_count for cell in code(tmp_path / "out.ipynb")]
     assert counts == list(range(1, len(counts) + 1))
     assert kept == {name: (ROOT / name).stat().st_mtime_ns for name in kept}
