@@ -234,7 +234,7 @@ class Unpruned:
         self.ids = [prompts.option_ids(lvlm, option) for option in question.options]
         if any(len(ids) != 1 for ids in self.ids):
             raise VDPError(f"options {question.options} are not one token each under "
-                           f"{lvlm.name!r}: prune with way='rerun', which scores several")
+                           f"{lvlm.name!r}: ask questions whose options are")
         self.inputs = prompts.tensors(whole, lvlm.device)
         self.decoder, self.calls = decoder_of(lvlm.model), []
         hooks = [later.register_forward_pre_hook(

@@ -105,6 +105,7 @@ def droppable(strategy: Strategy, rate: float, kinds: torch.Tensor, real: torch.
     return candidates, min(context - kept_count(context, rate), len(candidates))
 
 
+@torch.no_grad()
 def staying(strategy: Strategy, evidence: Evidence, candidates: torch.Tensor, lost: int
             ) -> torch.Tensor:
     """bool (L,) of one prompt: the best of its candidates, and all that is no candidate."""
