@@ -12,6 +12,7 @@ NOTEBOOKS = [
     "03_prior_consistency",
     "04_target_proportion",
     "05_attention_distribution",
+    "06_context_pruning",
     "08_theory_checks",
 ]
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from vdp_utils import lvlm, redraw
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import PRESENCE, concentration
+from vdp_utils.findings import PRESENCE, concentration, recovery
 from vdp_utils.run_notebook import run_notebook
 from vdp_utils.store import ResultStore
 
@@ -30,7 +30,8 @@ PATHS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
 MEASURING = [path for path in PATHS if "RESULTS" in path.read_text()]
 PLACES = re.compile(r"/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\|\.venv|site-packages")
 
-TABLES = {"findings.PRESENCE": PRESENCE, "concentration.MASSES": concentration.MASSES}
+TABLES = {"findings.PRESENCE": PRESENCE, "concentration.MASSES": concentration.MASSES,
+          "recovery.PRUNED": recovery.PRUNED}
 
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 measuring = pytest.mark.parametrize("path", MEASURING, ids=lambda path: path.stem)

@@ -11,7 +11,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.findings import recovery
 from vdp_utils.measure import measure
 from vdp_utils.prompts import one_pair, presence_samples
-from vdp_utils.pruned import Unpruned, _answer, answer_condition, answers_sample, bears_on, parsed
+from vdp_utils.pruned import (Unpruned, _answer, answer_condition, answers_sample, bears_on,
+                              example_sample, parsed)
 from vdp_utils.store import ResultStore
 from vdp_utils.tokens import Kind
 
@@ -109,6 +110,28 @@ def test_words_in_the_image_s_place_may_be_pruned(lvlm, pairs):
     words = len(prompts.in_words(lvlm.tokenizer, pairs[0]))
     assert set(rows.loc[rows["rate"] == 0, "kept_tokens"]) == {40 + words}
     assert set(rows.loc[rows["rate"] == 0.5, "kept_tokens"]) == {(41 + words) // 2}
+
+
+def test_examples_show_what_goes_and_where_the_answer_looks(lvlm, pairs, tmp_path):
+    one = answer_condition(lvlm, "mentions", 60, (0.5,))
+    rows = measure(lvlm, pairs[:2], [one], ResultStore(tmp_path), recovery.EXAMPLES,
+                   each=example_sample)
+    assert len(rows) == 2 * 2 * 2
+    assert all(name in example_sample.__doc__ for name in set(rows.columns) - {"key"})
+    for row in rows.itertuples():
+        assert len(row.texts) == len(row.stays) == 60 and len(row.map_image) == 4 * 100
+        assert sum(row.stays) == (30 if row.rate else 60)
+        prefix = prompts.shared_prefix(lvlm, pairs[0], "mentions", 60)
+        if row.image_id == pairs[0].image_id:
+            assert "".join(row.texts) == lvlm.tokenizer.decode(prefix.input_ids[-60:])
+    figure = figures.pruned_examples(rows, pairs[:2], "S")
+    drawn = [text for text in figure.axes[2].texts if text.get_text().strip()]
+    assert len({text.get_color() for text in drawn}) == 2
+    whole = "".join(rows["texts"].iloc[0]).split()
+    assert "".join(text.get_text() for text in figure.axes[2].texts).split() != [] and whole
+    assert figure.axes[0].get_title().startswith("before") and "rate 0.5" in (
+        figure.axes[1].get_title())
+    plt.close(figure)
 
 
 def test_sentences_that_name_a_noun_bear_on_it():

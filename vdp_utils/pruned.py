@@ -1,6 +1,7 @@
 """Measuring under pruning: answers and attention before and after context tokens are dropped."""
 
 from collections import defaultdict
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,11 +119,16 @@ class AnswerCondition(PrunedCondition):
     way: str = "inflight"
     positions: str = "kept"
 
+    @property
+    def prunings(self) -> list[tuple[str, float]]:
+        """Strategy and rate of each row of a question, the unpruned one first."""
+        return [(NONE, 0.0), *((strategy, rate) for rate in self.rates
+                               for strategy in self.strategies)]
+
     def keys(self, sample: Sample) -> list[str]:
-        """The row keys of a sample: a question without pruning, and under every pruning."""
+        """The row keys of a sample: each question under each pruning."""
         return [_pruned_key(sample, number, *pruning) for number in range(len(sample.questions))
-                for pruning in [(NONE, 0.0), *((strategy, rate) for rate in self.rates
-                                               for strategy in self.strategies)]]
+                for pruning in self.prunings]
 
 
 def answer_condition(lvlm: LVLM, context_kind: str, context_length: int, rates=(),
@@ -202,16 +208,59 @@ def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
 def _answer(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: AnswerCondition,
             strategy: str, rate: float) -> tuple[list[float], torch.Tensor, int]:
     """The options' scores, attention (layers, 4) and kept context under a `ContextPruner`."""
+    scores, rows, stays = _looking(lvlm, prefix, asking, question, kinds, one, strategy, rate)
+    return scores, _by_kind(rows, kinds), int((stays & (kinds == Kind.CONTEXT)).sum())
+
+
+def _looking(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: AnswerCondition,
+             strategy: str, rate: float):
+    """The options' scores, attention of the answer position (layers, L; 0 on what was dropped by
+    then), and which tokens stay, bool (L,); strategy "none" drops nothing."""
     name, options = parsed(strategy)
-    pruner = ContextPruner(rate, name, one.way, one.layer, positions=one.positions, **options,
-                           kinds=kinds[None], processor=lvlm.processor)
-    with pruner(lvlm.model), record(lvlm.model, received=("last",)) as recording:
+    pruner = None if name == NONE else ContextPruner(
+        rate, name, one.way, one.layer, positions=one.positions, **options, kinds=kinds[None],
+        processor=lvlm.processor)
+    around = pruner(lvlm.model) if pruner else nullcontext()
+    with around, record(lvlm.model, received=("last",)) as recording:
         scores = score(lvlm, prefix, None, asking, question.options)
-    left, masses = kinds[pruner.kept.index[0]], []
+    index = pruner.kept.index[0] if pruner else torch.arange(len(kinds), device=kinds.device)
+    stays = torch.zeros_like(kinds, dtype=torch.bool)
+    stays[index] = True
+    rows = []
     for layer in sorted(recording):
         row = recording[layer].received["last"][0].mean(0)
-        masses.append(_by_kind(row[None], kinds if len(row) == len(kinds) else left)[0])
-    return scores, torch.stack(masses), int((left == Kind.CONTEXT).sum())
+        rows.append(row if len(row) == len(kinds)
+                    else row.new_zeros(len(kinds)).index_copy_(0, index, row))
+    return scores, torch.stack(rows), stays
+
+
+@torch.no_grad()
+def example_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
+    """What pruning keeps of one sample's prompts, and where on the image the answer then looks.
+
+    Columns: image_id, question_id, context_kind, context_length, strategy, rate, question, answer,
+    predicted; texts and stays, a list of the context tokens' texts and whether each is kept; and
+    map_image: attention on each image token, layers x tokens, flattened float16, heads' mean.
+    """
+    prefix, rows = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length,
+                                         one.seed, one.image), []
+    context = prefix.kinds == Kind.CONTEXT
+    texts = pieces(lvlm.tokenizer, prefix.input_ids[context])
+    for number, question in enumerate(sample.questions):
+        asking = prompts.asking(lvlm, question)
+        kinds = kinds_of(lvlm, prefix, asking)[0].long()
+        for strategy, rate in one.prunings:
+            scores, looks, stays = _looking(lvlm, prefix, asking, question, kinds, one, strategy,
+                                            rate)
+            found = judged(question, scores)
+            rows.append(dict(
+                key=_pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
+                question_id=str(number), context_kind=one.context_kind,
+                context_length=one.context_length, strategy=strategy, rate=float(rate),
+                question=question.text, answer=found["answer"], predicted=found["predicted"],
+                texts=texts, stays=stays[kinds == Kind.CONTEXT].tolist(),
+                map_image=halves(looks[:, kinds == Kind.IMAGE])))
+    return rows
 
 
 def _by_kind(rows: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:

@@ -9,9 +9,9 @@ import pandas as pd
 from vdp_utils import bench, figures, paths
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import (NEAR, NEUTRAL_AND_LURING, PRESENCE, attention, concentration,
-                                decline, priors, proportion, text_control)
+                                decline, priors, proportion, recovery, text_control)
 from vdp_utils.lvlm import MODELS, manifest
-from vdp_utils.prompts import presence_samples
+from vdp_utils.prompts import one_pair, presence_samples
 from vdp_utils.store import ResultStore
 
 
@@ -79,6 +79,12 @@ def every(stored: Stored, larger: Stored):
     yield "fig05_attention_maps", figures.attention_maps(
         attention.first_questions(stored.rows(attention.MAPS)),
         presence_samples("evaluation", attention.SHOWN), attention.MAP_LENGTHS, model)
+    answers = stored.rows(recovery.PRUNED)
+    yield "fig06_context_pruning", figures.recovery(recovery.summary(answers), model)
+    yield "fig06_image_and_text_targets", figures.targets(recovery.targets(answers), model)
+    yield "fig06_examples", figures.pruned_examples(
+        stored.rows(recovery.EXAMPLES), one_pair(presence_samples("evaluation", recovery.SHOWN)),
+        model)
     pruned = concentration.by_layer(stored.rows(concentration.MASSES), concentration.RATES)
     yield "fig08_theory_checks", figures.concentration(concentration.tests(pruned), pruned, model)
 

@@ -4,7 +4,7 @@
 """
 
 from vdp_utils.figures.cost import bench_pruning, bench_recording
-from vdp_utils.figures.cure import concentration, recovery, targets
+from vdp_utils.figures.cure import concentration, pruned_examples, recovery, targets
 from vdp_utils.figures.diagnosis import (attention, attention_and_cause, attention_maps, decline,
                                          priors, proportion, text_control)
 from vdp_utils.figures.embedded import gallery, training_curves
@@ -12,4 +12,4 @@ from vdp_utils.figures.style import save
 
 __all__ = ["attention", "attention_and_cause", "attention_maps", "bench_pruning",
            "bench_recording", "concentration", "decline", "gallery", "priors", "proportion",
-           "recovery", "save", "targets", "text_control", "training_curves"]
+           "pruned_examples", "recovery", "save", "targets", "text_control", "training_curves"]

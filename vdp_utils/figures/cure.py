@@ -1,6 +1,7 @@
 """Findings about pruning drawn: one function a figure, from summaries."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -96,3 +97,47 @@ def targets(table: pd.DataFrame, model: str) -> Figure:
     axes.set_title(f"{model}, {table['context_length'].iloc[0]} context tokens "
                    f"(n = {table['n_images'].max()} images)", fontsize=7)
     return figure
+
+
+def pruned_examples(rows: pd.DataFrame, samples, model: str) -> Figure:
+    """F6: what is kept of a context, and where on the image the answer looks before and after.
+
+    `rows` are those of `pruned.example_sample`; of each sample its no-question is drawn.
+    """
+    size, columns = 5.2, 92  # points, letters a line
+    figure, panels = plt.subplots(len(samples), 3, figsize=(WIDE, 2.5 * len(samples) + 0.3),
+                                  width_ratios=(1, 1, 3.4), squeeze=False)
+    for line, sample in zip(panels, samples):
+        mine = rows[(rows["image_id"] == sample.image_id) & (rows["answer"] == "no")]
+        picture = sample.image()
+        side = picture.size[0]
+        for axes, (_, row) in zip(line, mine.sort_values("rate").iterrows()):
+            flat = np.asarray(row["map_image"], dtype=float)
+            grid = flat.reshape(-1, 100).mean(0).reshape(10, 10)
+            axes.imshow(picture.convert("L"), cmap="gray", alpha=0.6)
+            axes.imshow(grid / grid.max(), extent=(0, side, side, 0), cmap="magma", alpha=0.65,
+                        vmin=0, vmax=1)
+            when = f"rate {row['rate']:g}" if row["rate"] else "before"
+            axes.set_title(f"{when}: “{row['predicted']}”, {100 * grid.sum():.1f} %", fontsize=5.5)
+        row = mine.sort_values("rate").iloc[-1]
+        _kept_text(line[2], row["texts"], row["stays"], size, columns)
+        line[2].set_title(f"{row['question']} (answer: {row['answer']})", fontsize=5.5)
+    for axes in panels.flat:
+        axes.axis("off")
+    figure.suptitle(f"{model}: black context tokens stay at this rate, orange ones go; the answer, "
+                    "and the image's share of attention", fontsize=8)
+    return figure
+
+
+def _kept_text(axes, texts, stays, size: float, columns: int) -> None:
+    """Tokens set one after the other in lines of equal letters, the dropped ones in orange."""
+    line, column, places = 0, 0, []
+    for text, stay in zip(texts, stays):
+        for number, part in enumerate(text.split("\n")):
+            if number or column + len(part) > columns:
+                line, column = line + 1, 0
+            places.append((column, line, part, stay))
+            column += len(part)
+    for column, row, part, stay in places:
+        axes.text(column / columns, 1 - row / (line + 1), part, va="top", family="monospace",
+                  fontsize=size, transform=axes.transAxes, color="black" if stay else PALETTE[1])

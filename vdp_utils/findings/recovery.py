@@ -10,10 +10,11 @@ from vdp_utils.stats import Estimate, Verdict
 from vdp_utils.tokens import Kind
 
 PRUNED = "F6_F9_pruned"  # the table of answers under pruning
-LENGTHS = (0, 512, 1024, 2048, 4096)
+LENGTHS = (0, 512, 2048)
 RATES = tuple(n / 10 for n in range(1, 10))
 FEW_RATES = (0.5, 0.7, 0.9)  # beyond NEAR, and with the image swapped: each costs a pass
 RATE = 0.5  # which the rule looks at
+EXAMPLES, SHOWN = "F6_examples", 2  # the table of what is kept, and how many samples are drawn
 TOLD = "words_middle"  # the scene in words amid the context, and pruned with it: text-target
 RULE = (
     "The paper's rule at rate 0.5, fixed beforehand, at every context kind and length where the "
@@ -38,6 +39,11 @@ def conditions(lvlm, lengths, rates=RATES, few_rates=FEW_RATES, told_length=512)
                 found.append(pruned.answer_condition(lvlm, kind, length, few_rates,
                                                      image="swapped"))
     return found + [pruned.answer_condition(lvlm, "other", told_length, rates, image=TOLD)]
+
+
+def example_conditions(lvlm, length: int = 256) -> list:
+    """What the examples are drawn of: one rate, behind a context that lures."""
+    return [pruned.answer_condition(lvlm, "mentions", length, (RATE,))]
 
 
 def image_target(rows: pd.DataFrame) -> pd.DataFrame:
