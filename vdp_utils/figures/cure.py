@@ -73,8 +73,10 @@ def recovery(summary: pd.DataFrame, model: str) -> Figure:
         line[0].axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
         line[0].set_ylabel(f"context: {kind}")
     for axes, title in zip(panels[0], ("balanced accuracy", "attention on the image",
-                                       "KL to the answer with a swapped image")):
+                                       "KL, image swapped (nats)")):
         axes.set_title(title)
+    panels[0][1].set_yscale("log")
+    panels[0][2].set_ylim(0, None)
     for axes in panels[-1]:
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "no\ncontext"])
         axes.set_xlabel("pruning rate")
