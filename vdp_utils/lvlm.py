@@ -70,7 +70,8 @@ class LVLM:
         return self.model.config.get_text_config().max_position_embeddings
 
 
-def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LVLM:
+def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype | str = torch.float32
+              ) -> LVLM:
     """Load `embedded-s`, `embedded-m`, `embedded-l`, a model folder or a hub id.
 
     Raises VDPError for an unknown size, a model without image tokens, a model that cannot be
