@@ -19,11 +19,12 @@ NEUTRAL = ("other",)  # and where two would: in the larger size
 NEAR = 1024  # context tokens up to which further controls are measured, for the same reason
 
 
-def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind") -> pd.DataFrame:
-    """A summary's measure as text with intervals: one line a length, one column a `column`."""
+def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind",
+            index: str = "context_length") -> pd.DataFrame:
+    """A summary's measure as text with intervals: one line an `index`, one column a `column`."""
     part = summary[summary["measure"] == measure]
     texts = [str(Estimate(*line)) for line in part[list(Estimate.__match_args__)].to_numpy()]
-    return part.assign(text=texts).pivot(index="context_length", columns=column, values="text")
+    return part.assign(text=texts).pivot(index=index, columns=column, values="text")
 
 
 def save_verdict(verdict: Verdict, folder: str | Path, model: str) -> None:

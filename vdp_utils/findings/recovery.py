@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from vdp_utils import pruned, stats
+from vdp_utils import findings, pruned, stats
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
 from vdp_utils.stats import Estimate, Verdict
@@ -93,10 +93,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 def as_text(summary: pd.DataFrame, measure: str) -> pd.DataFrame:
     """A summary's measure as text with intervals: a line a rate, a column a kind and length."""
-    part = summary[summary["measure"] == measure]
-    texts = [str(Estimate(*line)) for line in part[list(Estimate.__match_args__)].to_numpy()]
-    return part.assign(text=texts).pivot(
-        index="rate", columns=["context_kind", "context_length"], values="text").fillna("")
+    return findings.as_text(summary, measure, ["context_kind", "context_length"],
+                            "rate").fillna("")
 
 
 def targets(rows: pd.DataFrame) -> pd.DataFrame:
