@@ -259,16 +259,26 @@ def trend(rows: pd.DataFrame, x: str = "context_length", value: str = "correct")
     changes = table.to_numpy() - table.to_numpy()[:, :1]  # exactly 0, not 1e-17, where flat
     slopes = changes @ steps / (steps @ steps)
     estimate = Estimate(*bca(np.mean, slopes), len(slopes), len(rows))
+    return Trend(estimate, sign_flip(slopes))
+
+
+def sign_flip(values: Sequence[float]) -> float:
+    """Return the two-sided p-value of a mean of zero: each image's value may have either sign.
+
+    At least 2 / (RESAMPLES + 1), by scipy.stats.permutation_test; `values` has one value an image,
+    such as a difference between two conditions.
+    """
+    values = np.asarray(values, dtype=float)
     test = stats.permutation_test(
-        (slopes,),
+        (values,),
         np.mean,
         permutation_type="samples",
         vectorized=True,
         n_resamples=RESAMPLES,
-        batch=max(1, BATCH // len(slopes)),
+        batch=max(1, BATCH // len(values)),
         rng=np.random.default_rng(0),
     )
-    return Trend(estimate, float(test.pvalue))
+    return float(test.pvalue)
 
 
 def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemar:

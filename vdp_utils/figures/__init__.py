@@ -4,12 +4,14 @@
 """
 
 from vdp_utils.figures.cost import bench_pruning, bench_recording
-from vdp_utils.figures.cure import concentration, pruned_examples, recovery, targets
+from vdp_utils.figures.cure import (ablations, concentration, pruned_examples, recovery,
+                                    strategies, targets)
 from vdp_utils.figures.diagnosis import (attention, attention_and_cause, attention_maps, decline,
                                          priors, proportion, text_control)
 from vdp_utils.figures.embedded import gallery, training_curves
 from vdp_utils.figures.style import save
 
-__all__ = ["attention", "attention_and_cause", "attention_maps", "bench_pruning",
+__all__ = ["ablations", "attention", "attention_and_cause", "attention_maps", "bench_pruning",
            "bench_recording", "concentration", "decline", "gallery", "priors", "proportion",
-           "pruned_examples", "recovery", "save", "targets", "text_control", "training_curves"]
+           "pruned_examples", "recovery", "save", "strategies", "targets", "text_control",
+           "training_curves"]
