@@ -22,7 +22,7 @@ def table_with(gains, images=50, lengths=(128, 512), rates=(0.5, 0.9)):
     """`gains` {strategy: share of answers it mends}; without pruning half of them are right."""
     rng, lines = np.random.default_rng(0), []
 
-    def ask(strategy, rate, length, luck, gain, **how):
+    def ask(image, strategy, rate, length, luck, gain, **how):
         for number, answer in enumerate(("yes", "no")):
             lines.append(dict(
                 image_id=image, question_id=str(number), answer=answer, context_length=length,
@@ -32,19 +32,19 @@ def table_with(gains, images=50, lengths=(128, 512), rates=(0.5, 0.9)):
     for image in (f"i{n:02d}" for n in range(images)):
         for length in lengths:
             luck = rng.random(2)
-            ask(NONE, 0.0, length, luck, 0)
+            ask(image, NONE, 0.0, length, luck, 0)
             for text in ranking.contenders():
                 for rate in rates:
                     noise = rng.normal(0, 0.02)
-                    ask(text, rate, length, luck + noise, gains.get(text.split()[0], 0))
+                    ask(image, text, rate, length, luck + noise, gains.get(text.split()[0], 0))
         for name in ranking.SETS:
-            ask(name, 0.5, 512, luck, 0.1)
-        ask(NONE, 0.0, 512, luck, 0)
+            ask(image, name, 0.5, 512, luck, 0.1)
+        ask(image, NONE, 0.0, 512, luck, 0)
         for layer in (1, 2):
             for text in ("received", "random 0"):
-                ask(text, 0.5, 512, luck, 0.1, layer=layer)
+                ask(image, text, 0.5, 512, luck, 0.1, layer=layer)
         for way, positions in ranking.WAYS:
-            ask("received", 0.5, 512, luck, 0 if way == "kv" else 0.2, way=way,
+            ask(image, "received", 0.5, 512, luck, 0 if way == "kv" else 0.2, way=way,
                 positions=positions)
     return pd.DataFrame(lines)
 

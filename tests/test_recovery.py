@@ -11,8 +11,10 @@ from vdp_utils.errors import VDPError
 from vdp_utils.findings import recovery
 from vdp_utils.measure import measure
 from vdp_utils.prompts import one_pair, presence_samples
-from vdp_utils.pruned import (Unpruned, _answer, answer_condition, answers_sample, bears_on,
-                              example_sample, parsed)
+from vdp_utils.pruned import answer_condition, answers_sample, example_sample, times_sample
+from vdp_utils.pruned.answers import _answer
+from vdp_utils.pruned.conditions import parsed
+from vdp_utils.pruned.unpruned import Unpruned, bears_on
 from vdp_utils.store import ResultStore
 from vdp_utils.tokens import Kind
 
@@ -102,6 +104,17 @@ def test_rows_have_every_documented_column(lvlm, pairs, tmp_path, way, positions
     again = measure(lvlm, pairs, [one], ResultStore(tmp_path), recovery.PRUNED,
                     each=lambda *_: pytest.fail("measured twice"))
     pd.testing.assert_frame_equal(rows, again)
+
+
+def test_times_are_of_the_prompt_asked_for(lvlm, pairs, tmp_path):
+    one = answer_condition(lvlm, "other", 60, (0.5, 0.75), ("received", "bm25"))
+    rows = measure(lvlm, pairs[:2], [one], ResultStore(tmp_path), "F9_times", each=times_sample)
+    assert len(rows) == 2 * 2 * (1 + 2 * 2)
+    assert all(name in times_sample.__doc__ for name in set(rows.columns) - {"key"})
+    assert (rows[["first_token_s", "token_s"]] > 0).all().all()
+    size = rows.groupby(["image_id", "question_id", "rate"])["cache_bytes"].first().unstack()
+    token = (size[0.0] - size[0.5]) / 30
+    np.testing.assert_allclose(size[0.0] - size[0.75], 45 * token)
 
 
 def test_words_in_the_image_s_place_may_be_pruned(lvlm, pairs):

@@ -109,9 +109,9 @@ def _difference(a: pd.DataFrame, b: pd.DataFrame, prefix: str) -> dict:
 
 
 def tests(found: pd.DataFrame) -> pd.DataFrame:
-    """One line a strategy, best mean rank first, from `answers`; p-values are Holm's over all strategies.
+    """One line a strategy, best mean rank first, from `answers`.
 
-    `gain` is its balanced accuracy minus that without pruning, `behind` the paper's rule's minus
+    p-values are Holm's over all strategies. `gain` is its balanced accuracy minus that without pruning, `behind` the paper's rule's minus
     its own; `mean_rank` counts "none" too.
     """
     pool = dict(iter(pooled(found).groupby("strategy")))

@@ -1,0 +1,113 @@
+"""F9: what pruning saves in time and memory, and at what accuracy."""
+
+import numpy as np
+import pandas as pd
+
+from vdp_utils import pruned, stats
+from vdp_utils.findings import ranking
+from vdp_utils.findings.ranking import GROUPS, KIND, PAPER
+from vdp_utils.pruned import NONE
+from vdp_utils.stats import Estimate, Verdict
+
+TIMES = "F9_times"  # the table of seconds, one line a prompt and setting
+LENGTH, RATES = 1024, ranking.RATES  # where the ways are timed on every image
+WAYS = ("inflight", "rerun", "kv")
+PARETO_LENGTH, PARETO_IMAGES = ranking.ABLATED, 20  # where the strategies are
+MEASURES = {"first_token_s": "time to first token", "token_s": "time per further token",
+            "cache_bytes": "cache"}
+RULE = (
+    "The paper's rule in flight behind 1024 context tokens; of every image the ratio with pruning "
+    "to without, their geometric mean and its 95 % BCa interval over images. Reproduced if at "
+    "every rate the time to the first token, the time per further token and the cache have an "
+    "interval below 1; partly if the time to the first token has at some rate; else not "
+    "reproduced. (The benchmark's medians, on one prompt, were known when this was written.)")
+
+
+def conditions(lvlm, length: int = LENGTH, rates=RATES) -> list:
+    """The three ways by the paper's rule."""
+    return [pruned.answer_condition(lvlm, KIND, length, rates, (PAPER,), way=way) for way in WAYS]
+
+
+def strategy_conditions(lvlm, length: int = PARETO_LENGTH, rates=RATES) -> list:
+    """Every strategy in flight but `oracle`, which knows what nobody knows beforehand."""
+    return [pruned.answer_condition(lvlm, KIND, length, rates,
+                                    tuple(name for name in GROUPS if name != "oracle"))]
+
+
+def ratios(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with pruning, each measure as the logarithm of its ratio to that without."""
+    by = ["image_id", "question_id", "context_length", "way"]
+    plain = rows[rows["strategy"] == NONE].set_index(by)
+    found = rows[rows["strategy"] != NONE]
+    at = pd.MultiIndex.from_frame(found[by])
+    return found.assign(**{name: np.log(found[name].to_numpy() / plain.loc[at, name].to_numpy())
+                           for name in MEASURES})
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """Geometric means over images of the ratios, by way, strategy, length, rate and measure."""
+    lines, by = [], ["way", "strategy", "context_length", "rate"]
+    for key, part in ratios(rows).groupby(by, sort=False):
+        for name, label in MEASURES.items():
+            lines.append(dict(zip(by, key), measure=label, **vars(_geometric(part, name))))
+    return pd.DataFrame(lines)
+
+
+def _geometric(part: pd.DataFrame, name: str) -> Estimate:
+    """`stats.mean_estimate` of a column of logarithms, taken back."""
+    found = stats.mean_estimate(part, name)
+    return Estimate(*np.exp([found.value, found.low, found.high]).tolist(), found.n_images,
+                    found.n_rows)
+
+
+def pareto(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """One line a strategy and rate: `time` to the first token relative to no pruning, `accuracy`.
+
+    `times` is a `summary`, `answers` rows of `ranking.answers`, whose length is taken where both
+    have it; `front` marks those that nothing beats in both. "none" stands at time 1.
+    """
+    times = times[(times["measure"] == MEASURES["first_token_s"]) & (times["way"] == "inflight")]
+    length = times["context_length"].iloc[0]
+    cells = ranking.cells(answers[answers["context_length"] == length])[length]
+    lines = [dict(strategy=NONE, group="no pruning", rate=0.0, time=1.0,
+                  accuracy=cells.loc[NONE].iloc[0])]
+    lines += [dict(strategy=line.strategy, group=GROUPS[line.strategy], rate=line.rate,
+                   time=line.value, accuracy=cells.loc[line.strategy, line.rate])
+              for line in times.itertuples() if line.strategy in cells.index
+              and line.rate in cells]
+    table = pd.DataFrame(lines).assign(context_length=length)
+    beaten = [((table["time"] <= line.time) & (table["accuracy"] >= line.accuracy)
+               & ((table["time"] < line.time) | (table["accuracy"] > line.accuracy))).any()
+              for line in table.itertuples()]
+    return table.assign(front=~np.array(beaten)).sort_values("time", ignore_index=True)
+
+
+def by_length(answers: pd.DataFrame, bench: pd.DataFrame) -> pd.DataFrame:
+    """The paper's rule at long contexts: accuracy (rows of F6) against relative time (benchmark).
+
+    One line a context kind, length and rate that both have; `answers` are `recovery`'s rows.
+    """
+    plain = bench[bench["way"] == NONE].set_index("length")["first_token_s"]
+    flight = bench[bench["way"].isin(["inflight", NONE])]
+    times = {(line.length, line.rate): line.first_token_s / plain[line.length]
+             for line in flight.itertuples()}
+    own, lines = answers[answers["image"] == "own"], []
+    for (kind, length, rate), part in own.groupby(["context_kind", "context_length", "rate"]):
+        if (length, rate) in times:
+            lines.append(dict(context_kind=kind, context_length=length, rate=rate,
+                              time=times[length, rate], **vars(stats.balanced_accuracy(part))))
+    return pd.DataFrame(lines)
+
+
+def verdict(table: pd.DataFrame) -> Verdict:
+    """The verdict by RULE from `summary`."""
+    flight = table[(table["way"] == "inflight") & (table["strategy"] == PAPER)]
+    below = flight["high"] < 1
+    first = flight["measure"] == MEASURES["first_token_s"]
+    line = flight[first & (flight["rate"] == 0.75)] if 0.75 in set(flight["rate"]) else flight[
+        first]
+    found = Estimate(*line[list(Estimate.__match_args__)].iloc[0])
+    return Verdict("F9", "Inference gets cheaper",
+                   stats.judge(bool(below.all()), bool(below[first].any())),
+                   f"time to first token at rate {line['rate'].iloc[0]:g}, relative to no pruning",
+                   found, found.n_images, RULE)

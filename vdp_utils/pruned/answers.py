@@ -1,0 +1,110 @@
+"""F6 and F7: answers under pruning, and what is kept."""
+
+import torch
+
+from vdp_utils import prompts
+from vdp_utils.lvlm import LVLM
+from vdp_utils.measure import halves, judged, kinds_of, score
+from vdp_utils.prompts import Prompt, Sample
+from vdp_utils.pruned.conditions import NONE, AnswerCondition, pruned_around, pruned_key
+from vdp_utils.pruned.unpruned import Unpruned
+from vdp_utils.recording import record
+from vdp_utils.tokens import Kind, pieces
+
+
+@torch.no_grad()
+def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
+    """Rows of one sample: each question without pruning, and pruned in every way asked for.
+
+    Columns: image_id, question_id, nouns, context_kind, context_length, image, strategy ("none"
+    without pruning), rate, way, layer, positions; options, log_likelihoods (nats), answer,
+    predicted, correct and margin as `measure` has them; kept_tokens (of the context), and
+    attention (of the answer position, layers x `Kind`, heads' mean, flattened float16).
+    """
+    prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
+                                   one.image)
+    if one.image in prompts.PLACES:
+        prefix.kinds[prefix.kinds == Kind.IMAGE] = Kind.CONTEXT
+    rows = []
+    for number, question in enumerate(sample.questions):
+        asking = prompts.asking(lvlm, question, one.image in prompts.PICTURES)
+        first = Unpruned(lvlm, prompts.join(prefix, asking), one.layer, question)
+        context = int((first.kinds == Kind.CONTEXT).sum())
+        found = [(NONE, 0.0, *first.answer, context)]
+        for rate in one.rates:
+            for strategy in one.strategies if one.way != "inflight" else ():
+                found.append((strategy, rate, *_answer(lvlm, prefix, asking, question, first.kinds,
+                                                       one, strategy, rate)))
+            if one.way == "inflight":
+                stays = torch.stack([first.staying(text, rate) for text in one.strategies])
+                kept = (stays & (first.kinds == Kind.CONTEXT)).sum(1).tolist()
+                found += [(text, rate, *answer, count) for text, answer, count in zip(
+                    one.strategies, first.go_on(stays), kept)]
+        for strategy, rate, scores, mass, kept in found:
+            rows.append(dict(
+                key=pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
+                question_id=str(number), nouns="/".join(question.nouns),
+                context_kind=one.context_kind, context_length=one.context_length, image=one.image,
+                strategy=strategy, rate=float(rate), way=one.way, layer=one.layer,
+                positions=one.positions, **judged(question, scores), kept_tokens=kept,
+                attention=halves(mass)))
+    return rows
+
+
+def _answer(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: AnswerCondition,
+            strategy: str, rate: float) -> tuple[list[float], torch.Tensor, int]:
+    """The options' scores, attention (layers, 4) and kept context under a `ContextPruner`."""
+    scores, rows, stays = _looking(lvlm, prefix, asking, question, kinds, one, strategy, rate)
+    return scores, _by_kind(rows, kinds), int((stays & (kinds == Kind.CONTEXT)).sum())
+
+
+def _looking(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: AnswerCondition,
+             strategy: str, rate: float):
+    """The options' scores, attention of the answer position (layers, L; 0 on what was dropped by
+    then), and which tokens stay, bool (L,); strategy "none" drops nothing."""
+    with pruned_around(lvlm, one, strategy, rate, kinds[None]) as pruner, record(
+            lvlm.model, received=("last",)) as recording:
+        scores = score(lvlm, prefix, None, asking, question.options)
+    index = pruner.kept.index[0] if pruner else torch.arange(len(kinds), device=kinds.device)
+    stays = torch.zeros_like(kinds, dtype=torch.bool)
+    stays[index] = True
+    rows = []
+    for layer in sorted(recording):
+        row = recording[layer].received["last"][0].mean(0)
+        rows.append(row if len(row) == len(kinds)
+                    else row.new_zeros(len(kinds)).index_copy_(0, index, row))
+    return scores, torch.stack(rows), stays
+
+
+@torch.no_grad()
+def example_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
+    """What pruning keeps of one sample's prompts, and where on the image the answer then looks.
+
+    Columns: image_id, question_id, context_kind, context_length, strategy, rate, question, answer,
+    predicted; texts and stays, a list of the context tokens' texts and whether each is kept; and
+    map_image: attention on each image token, layers x tokens, flattened float16, heads' mean.
+    """
+    prefix, rows = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length,
+                                         one.seed, one.image), []
+    context = prefix.kinds == Kind.CONTEXT
+    texts = pieces(lvlm.tokenizer, prefix.input_ids[context])
+    for number, question in enumerate(sample.questions):
+        asking = prompts.asking(lvlm, question)
+        kinds = kinds_of(lvlm, prefix, asking)[0].long()
+        for strategy, rate in one.prunings:
+            scores, looks, stays = _looking(lvlm, prefix, asking, question, kinds, one, strategy,
+                                            rate)
+            found = judged(question, scores)
+            rows.append(dict(
+                key=pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
+                question_id=str(number), context_kind=one.context_kind,
+                context_length=one.context_length, strategy=strategy, rate=float(rate),
+                question=question.text, answer=found["answer"], predicted=found["predicted"],
+                texts=texts, stays=stays[kinds == Kind.CONTEXT].tolist(),
+                map_image=halves(looks[:, kinds == Kind.IMAGE])))
+    return rows
+
+
+def _by_kind(rows: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
+    """Attention (n, keys) summed by the keys' kind: (n, 4)."""
+    return rows.new_zeros(len(rows), len(Kind)).index_add_(1, kinds.long(), rows)

@@ -1,0 +1,103 @@
+"""What is pruned how: conditions of `measure` with pruning strategies, ways and rates."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from vdp_utils.errors import VDPError
+from vdp_utils.lvlm import LVLM
+from vdp_utils.measure import Condition, condition, key
+from vdp_utils.prompts import Sample
+from vdp_utils.pruning import ContextPruner
+from vdp_utils.strategies import REDUCTIONS
+
+NONE = "none"  # the strategy of a row without pruning
+
+
+@dataclass(frozen=True)
+class PrunedCondition(Condition):
+    """A condition under which context is pruned, in flight, at each of `rates`."""
+
+    rates: tuple[float, ...] = (0.5,)
+    strategy: str = "received"
+    layer: int = 0
+
+
+def pruned_condition(lvlm: LVLM, context_kind: str, context_length: int, rates,
+                     strategy: str = "received", layer: int = 0) -> PrunedCondition:
+    """A condition with pruning; what it asks for is checked as `ContextPruner` checks it."""
+    for rate in rates:
+        ContextPruner(rate, strategy, layer=layer, context=(0, 1))
+    return PrunedCondition(**vars(condition(lvlm, context_kind, context_length)),
+                           rates=tuple(rates), strategy=strategy, layer=layer)
+
+
+@dataclass(frozen=True)
+class AnswerCondition(PrunedCondition):
+    """Questions answered without pruning, and with it by each of `strategies` at each of `rates`.
+
+    A strategy is a name with what differs from the default behind it, e.g. "received",
+    "received mean question" (heads, query set) or "random 3" (seed). With the scene told in words
+    (`image="words_middle"` and the like) these words are context here, and may be dropped.
+    """
+
+    strategies: tuple[str, ...] = ("received",)
+    way: str = "inflight"
+    positions: str = "kept"
+
+    @property
+    def prunings(self) -> list[tuple[str, float]]:
+        """Strategy and rate of each row of a question, the unpruned one first."""
+        return [(NONE, 0.0), *((strategy, rate) for rate in self.rates
+                               for strategy in self.strategies)]
+
+    def keys(self, sample: Sample) -> list[str]:
+        """The row keys of a sample: each question under each pruning."""
+        return [pruned_key(sample, number, *pruning) for number in range(len(sample.questions))
+                for pruning in self.prunings]
+
+
+def answer_condition(lvlm: LVLM, context_kind: str, context_length: int, rates=(),
+                     strategies=("received",), image: str = "own", layer: int = 0,
+                     way: str = "inflight", positions: str = "kept") -> AnswerCondition:
+    """A condition with pruned answers. VDPError for one that the model cannot be put under."""
+    for text in strategies:
+        name, options = parsed(text)
+        needs = dict(processor=lvlm.processor, context=(0, 1), evidence=torch.ones(1, 1))
+        for rate in rates:
+            ContextPruner(rate, name, way, layer, positions=positions, **options, **needs)
+    return AnswerCondition(**vars(condition(lvlm, context_kind, context_length, image)),
+                           rates=tuple(rates), layer=layer, strategies=tuple(strategies), way=way,
+                           positions=positions)
+
+
+def parsed(text: str) -> tuple[str, dict]:
+    """A strategy's name, and the options that `text` gives behind it."""
+    name, *words = text.split()
+    options: dict = {}
+    for word in words:
+        if word.isdecimal():
+            options["seed"] = int(word)
+        elif word in REDUCTIONS:
+            options["heads"] = word
+        elif word in ("all", "question", "last"):
+            options["query_set"] = word
+        else:
+            raise VDPError(f"strategy {text!r}: {word!r} is neither a seed nor a head reduction "
+                           f"({', '.join(REDUCTIONS)}) nor a query set (all, question, last)")
+    return name, options
+
+
+def pruned_key(sample: Sample, number: int, strategy: str, rate: float) -> str:
+    return f"{key(sample, number)}/{strategy}/{rate}"
+
+
+def pruned_around(lvlm: LVLM, one: AnswerCondition, strategy: str, rate: float,
+                  kinds: torch.Tensor):
+    """A context manager that prunes the model so; nothing for "none". `kinds` is (1, L)."""
+    name, options = parsed(strategy)
+    if name == NONE:
+        return nullcontext()
+    return ContextPruner(rate, name, one.way, one.layer, positions=one.positions, kinds=kinds,
+                         processor=lvlm.processor, **options)(lvlm.model)

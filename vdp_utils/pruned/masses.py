@@ -1,0 +1,78 @@
+"""F8: what dropping context does to the answer position's attention."""
+
+from collections import defaultdict
+
+import torch
+
+from vdp_utils import prompts, theory
+from vdp_utils.lvlm import LVLM
+from vdp_utils.measure import key, kinds_of
+from vdp_utils.prompts import Sample
+from vdp_utils.pruned.conditions import PrunedCondition
+from vdp_utils.pruning import ContextPruner
+from vdp_utils.recording import record
+from vdp_utils.tokens import Kind
+
+
+def _last_rows(lvlm: LVLM, inputs: dict) -> list[torch.Tensor]:
+    """Attention of the prompt's last token in every layer: (heads, keys) each."""
+    with record(lvlm.model, received=("last",)) as recording:
+        lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
+    return [recording[layer].received["last"][0] for layer in sorted(recording)]
+
+
+@torch.no_grad()
+def masses_sample(lvlm: LVLM, sample: Sample, one: PrunedCondition) -> list[dict]:
+    """What dropping context does to the answer position's attention: rows as `measure` stores them.
+
+    Columns: image_id, question_id, context_kind, context_length, and flat float32 lists of layers
+    (`before`: the image's mass without pruning) or rates x layers. Of every rate and layer, means
+    over heads: `predicted`, the image's mass with queries and keys held fixed (theory (1)),
+    `after`, as measured; `entropy_before`, `entropy_frozen` (held fixed), `entropy_after`; and
+    shares of heads: `mass_falls` and `entropy_rises` with queries and keys held fixed,
+    `falls_measured`, `premise` (of theory (b): no dropped weight exceeds a kept one) and
+    `exceptions` (to (a), (b) or (c); theorems have none).
+    """
+    rows = []
+    for number, question in enumerate(sample.questions):
+        whole = prompts.join(
+            prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
+                                  one.image), prompts.asking(lvlm, question))
+        kinds = kinds_of(lvlm, whole).long()
+        inputs = prompts.tensors(whole, lvlm.device)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        plain = torch.stack(_last_rows(lvlm, inputs)).double()  # (layers, heads, L)
+        image, context = kinds[0] == Kind.IMAGE, kinds[0] == Kind.CONTEXT
+        found = defaultdict(list)
+        visual = plain[..., image].sum(-1)
+        for rate in one.rates:
+            with ContextPruner(rate, one.strategy, layer=one.layer, kinds=kinds)(
+                    lvlm.model) as pruner:
+                rest = _last_rows(lvlm, inputs)
+            index = pruner.kept.index[0]
+            kept = torch.zeros_like(image)
+            kept[index] = True
+            after = torch.stack([
+                row.new_zeros(len(row), len(kept)).index_copy_(1, index, row)
+                if row.shape[1] < len(kept) else row for row in rest]).double()
+            frozen = theory.renormalised(plain, kept)
+            moved, measured = frozen[..., image].sum(-1), after[..., image].sum(-1)
+            low, high = theory.mass_bounds(visual, plain[..., context], int((~kept).sum()))
+            premise = theory.lowest_go(plain, kept)
+            exception = ((moved < visual - 1e-9)
+                         | (premise & ~theory.majorises(frozen, plain, 1e-9))
+                         | (moved < low - 1e-9) | (moved > high + 1e-9))
+            entropies = [theory.entropy(x) for x in (plain, frozen, after)]
+            for name, values in dict(
+                    predicted=moved, after=measured, entropy_before=entropies[0],
+                    entropy_frozen=entropies[1], entropy_after=entropies[2],
+                    mass_falls=moved < visual - 1e-9, falls_measured=measured < visual - 1e-6,
+                    entropy_rises=entropies[1] > entropies[0] + 1e-9, premise=premise,
+                    exceptions=exception).items():
+                found[name].append(values.double().mean(-1))
+        rows.append(dict(
+            key=key(sample, number), image_id=sample.image_id, question_id=str(number),
+            context_kind=one.context_kind, context_length=one.context_length,
+            before=visual.mean(-1).float().cpu().numpy(),
+            **{name: torch.cat(values).float().cpu().numpy() for name, values in found.items()}))
+    return rows

@@ -1,0 +1,38 @@
+"""F9: time to the first token and per token, with and without pruning."""
+
+import torch
+
+from vdp_utils import prompts, timing
+from vdp_utils.lvlm import LVLM
+from vdp_utils.measure import kinds_of
+from vdp_utils.prompts import Sample
+from vdp_utils.pruned.conditions import AnswerCondition, pruned_around, pruned_key
+
+
+@torch.no_grad()
+def times_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
+    """Rows of one sample: each question's prompt timed without pruning, and pruned in each way.
+
+    Plain and pruned passes take turns, after a plain one that is not timed. Columns: image_id,
+    question_id, context_kind, context_length, strategy ("none" without pruning), rate, way; first_token_s (the prompt, image
+    included), token_s (each of the next `timing.DECODED`) and cache_bytes (of the prompt).
+    """
+    rows = []
+    for number, question in enumerate(sample.questions):
+        whole = prompts.join(
+            prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
+                                  one.image), prompts.asking(lvlm, question))
+        kinds = kinds_of(lvlm, whole).long()
+        inputs = prompts.tensors(whole, lvlm.device)
+        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
+        for strategy, rate in one.prunings:
+            with pruned_around(lvlm, one, strategy, rate, kinds):
+                found = timing.prefill_and_decode(lvlm.model, inputs)
+            rows.append(dict(
+                key=pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
+                question_id=str(number), context_kind=one.context_kind,
+                context_length=one.context_length, strategy=strategy, rate=float(rate),
+                way=one.way, first_token_s=found["first"], token_s=found["token"],
+                cache_bytes=found["cache_bytes"]))
+    return rows
