@@ -20,7 +20,7 @@ from PIL import Image
 
 from vdp_utils import lvlm, redraw
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import PRESENCE, concentration, recovery
+from vdp_utils.findings import PRESENCE, concentration, cost, ranking, recovery
 from vdp_utils.run_notebook import run_notebook
 from vdp_utils.store import ResultStore
 
@@ -30,7 +30,8 @@ PATHS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
 MEASURING = [path for path in PATHS if "RESULTS" in path.read_text()]
 PLACES = re.compile(r"/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\|\.venv|site-packages")
 
-TABLES = {"findings.PRESENCE": PRESENCE, "concentration.MASSES": concentration.MASSES,
+TABLES = {"cost.TIMES": cost.TIMES, "ranking.STRATEGIES": ranking.STRATEGIES,  # 09 reads others too
+          "findings.PRESENCE": PRESENCE, "concentration.MASSES": concentration.MASSES,
           "recovery.PRUNED": recovery.PRUNED}
 
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -47,8 +48,7 @@ def tags(cell):
 
 def table(path):
     """The table of rows that a notebook's verdict rests on."""
-    (name,) = [TABLES[word] for word in TABLES if word in path.read_text()]
-    return name
+    return next(TABLES[word] for word in TABLES if word in path.read_text())
 
 
 def names(source, context):
@@ -138,7 +138,8 @@ def study(folder):
         shutil.copytree(ROOT / name, folder / name,
                         ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints",
                                                       "*.partial.ipynb"))
-    (folder / "data/models").symlink_to(ROOT / "data/models", target_is_directory=True)
+    for name in ("data/models", "data/bench"):
+        (folder / name).symlink_to(ROOT / name, target_is_directory=True)
     return folder
 
 
@@ -223,6 +224,8 @@ for one in store.conditions(sys.argv[1]):
             rows.at[at, "predicted"] = {"yes": "no", "no": "yes"}[rows.at[at, "predicted"]]
         for name in {"log_likelihoods", "attention", "after"} & set(rows):
             rows.at[at, name] = rows.at[at, name][::-1]
+        for name in {"first_token_s"} & set(rows):
+            rows.at[at, name] *= 3
     store.clear(sys.argv[1], one)
     store.append(sys.argv[1], one, rows)
 """

@@ -3,7 +3,8 @@
 `python -m vdp_utils.redraw` draws all of them again from the stored rows, without a model.
 """
 
-from vdp_utils.figures.cost import bench_pruning, bench_recording
+from vdp_utils.figures.cost import (bench_pruning, bench_recording, break_even, cost, pareto,
+                                    peers)
 from vdp_utils.figures.cure import (ablations, concentration, pruned_examples, recovery,
                                     strategies, targets)
 from vdp_utils.figures.diagnosis import (attention, attention_and_cause, attention_maps, decline,
@@ -12,6 +13,7 @@ from vdp_utils.figures.embedded import gallery, training_curves
 from vdp_utils.figures.style import save
 
 __all__ = ["ablations", "attention", "attention_and_cause", "attention_maps", "bench_pruning",
-           "bench_recording", "concentration", "decline", "gallery", "priors", "proportion",
+           "bench_recording", "break_even", "concentration", "cost", "decline", "gallery", "pareto",
+           "peers", "priors", "proportion",
            "pruned_examples", "recovery", "save", "strategies", "targets", "text_control",
            "training_curves"]

@@ -1,11 +1,14 @@
 """What recording and pruning cost: the benchmark's tables drawn."""
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from vdp_utils.figures.style import WIDE
+from vdp_utils.figures import style
+from vdp_utils.figures.cure import GROUP_LOOKS
+from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
 SETTINGS = {"all queries": "o-", "question": "s--", "eager, all maps": "^-."}
 WAY_STYLES = {"inflight": "o-", "rerun": "s--", "kv": "^-."}
@@ -30,11 +33,11 @@ def bench_recording(table: pd.DataFrame) -> Figure:
     figure, (times, memory) = plt.subplots(1, 2, figsize=(WIDE, 2.6), layout="constrained")
     colours = sns.color_palette("colorblind", len(SETTINGS))
     lengths = sorted(table["length"].unique())
-    for (setting, style), colour in zip(SETTINGS.items(), colours):
+    for (setting, look), colour in zip(SETTINGS.items(), colours):
         part = table[table["setting"] == setting]
         label = f"recording, {setting}" if setting in ("all queries", "question") else setting
-        times.plot(part["length"], part["ratio"], style, color=colour, label=label)
-        memory.plot(part["length"], part["peak_bytes"] / 2**20, style, color=colour)
+        times.plot(part["length"], part["ratio"], look, color=colour, label=label)
+        memory.plot(part["length"], part["peak_bytes"] / 2**20, look, color=colour)
     part = table[table["setting"] == "SDPA"]
     times.axhline(1, color="0.4", linewidth=0.8)
     memory.plot(part["length"], part["peak_bytes"] / 2**20, "D:", color="0.3", label="SDPA, plain")
@@ -60,17 +63,17 @@ def bench_pruning(tables: dict[str, pd.DataFrame], rate: float = 0.75, length: i
         plain = table[table["way"] == "none"].set_index("length")
         table = table.assign(**{f"{name}_plain": table["length"].map(plain[name])
                                 for name in ("first_token_s", "token_s")})
-        for way, style in WAY_STYLES.items():
+        for way, look in WAY_STYLES.items():
             options = dict(color=colours[way], label=way)
             part = table[(table["way"] == way) & (table["rate"] == rate)]
-            first.plot(part["length"], part["first_token_s"] / part["first_token_s_plain"], style,
+            first.plot(part["length"], part["first_token_s"] / part["first_token_s_plain"], look,
                        **options)
-            token.plot(part["length"], part["token_s"] / part["token_s_plain"], style, **options)
+            token.plot(part["length"], part["token_s"] / part["token_s_plain"], look, **options)
             if way == "inflight":
                 first.plot(part["length"], part["bound_s"] / part["first_token_s_plain"], ":",
                            color="0.2", label="bound of inflight: its layers alone")
             part = table[(table["way"] == way) & (table["length"] == length)]
-            rates.plot(part["rate"], part["first_token_s"] / part["first_token_s_plain"], style,
+            rates.plot(part["rate"], part["first_token_s"] / part["first_token_s_plain"], look,
                        **options)
         for axes, title in ((first, f"first token, rate {rate}"), (token, f"each further token, "
                             f"rate {rate}"), (rates, f"first token, {length // 1024}k tokens")):
@@ -84,4 +87,113 @@ def bench_pruning(tables: dict[str, pd.DataFrame], rate: float = 0.75, length: i
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=4)
     figure.suptitle(f"What pruning saves ({_where(next(iter(tables.values())))})", fontsize=8)
+    return figure
+
+
+def cost(table: pd.DataFrame, model: str) -> Figure:
+    """F9: time to first token, time per token and cache by way and rate, relative to no pruning.
+
+    `table` is `findings.cost.summary` of the ways.
+    """
+    measures = list(dict.fromkeys(table["measure"]))
+    figure, panels = plt.subplots(1, len(measures), figsize=(WIDE, 2.5), sharey=True)
+    for axes, measure in zip(panels, measures):
+        for number, way in enumerate(WAY_STYLES):
+            part = table[(table["measure"] == measure) & (table["way"] == way)]
+            style.curve(axes, part.assign(rate=part["rate"] + 0.01 * (number - 1)), number, "rate",
+                        label=way, spread=0)
+        axes.axhline(1, color="0.4", linewidth=0.8)
+        axes.set_ylim(0, None)
+        axes.set_xticks(sorted(table["rate"].unique()))
+        axes.set(xlabel="pruning rate", title=measure)
+    panels[0].set_ylabel("relative to no pruning")
+    style.shared_legend(figure, panels[0])
+    figure.suptitle(f"{model}, {table['context_length'].iloc[0]} context tokens "
+                    f"(n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    return figure
+
+
+def break_even(tables: dict[str, pd.DataFrame]) -> Figure:
+    """F9: generated tokens from which each way and rate is faster than no pruning.
+
+    `tables` are those of `bench.break_even` by model.
+    """
+    figure, panels = plt.subplots(1, len(tables), figsize=(WIDE, 2.9), sharey=True)
+    for axes, (model, table) in zip(np.atleast_1d(panels), tables.items()):
+        table = table.assign(order=table["way"].map(list(WAY_STYLES).index))
+        counts = table.pivot(index=["order", "way", "rate"], columns="length", values="tokens")
+        values = np.ceil(counts.to_numpy())
+        shade = np.where(np.isinf(values), 4, np.log10(np.maximum(values, 1)))
+        axes.imshow(np.ma.masked_invalid(shade), cmap="cividis_r", vmin=0, vmax=4, aspect="auto")
+        for (row, column), value in np.ndenumerate(values):
+            text = ("not\nmeasured" if np.isnan(value) else "never" if np.isinf(value)
+                    else f"{value:.0f}")
+            axes.text(column, row, text, ha="center", va="center", linespacing=0.8,
+                      fontsize=4.5 if np.isnan(value) else 6,
+                      color="white" if shade[row, column] > 2 else "black")
+        axes.set_xticks(range(counts.shape[1]), [style.short(n) for n in counts.columns])
+        axes.set_yticks(range(len(counts)), [f"{way} {rate:g}" for _, way, rate in counts.index])
+        axes.grid(False)
+        axes.set(xlabel="context length (tokens)", title=model)
+    figure.suptitle("Generated tokens from which pruning is faster (0: from the first), by way and "
+                    "rate", fontsize=8)
+    return figure
+
+
+def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
+    """F9: accuracy against time to the first token, over strategies and rates, and over lengths.
+
+    `table` and `longer` are `findings.cost.pareto` and `by_length`.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDE, 3.4), width_ratios=(1.35, 1))
+    left.plot("time", "accuracy", data=table[table["front"]], color="0.4", linewidth=0.9)
+    for number, group in enumerate((*GROUP_LOOKS, "no pruning")):
+        part = table[table["group"] == group]
+        left.plot("time", "accuracy", MARKERS[number], data=part, color=PALETTE[number],
+                  label=group)
+    for line in table[table["front"]].itertuples():
+        name = line.strategy.replace("_", " ")
+        left.annotate(f"{name} {line.rate:g}" if line.rate else "no pruning",
+                      (line.time, line.accuracy), xytext=(4, -6), textcoords="offset points",
+                      fontsize=5.5)
+    left.set(ylabel="balanced accuracy", title="strategies and rates, "
+             f"{table['context_length'].iloc[0]} context tokens (line: front)")
+    kinds = [kind for kind in style.KINDS if kind in set(longer["context_kind"])]
+    for number, (length, part) in enumerate(longer.groupby("context_length")):
+        for kind in kinds:
+            mine = part[part["context_kind"] == kind].sort_values("time")
+            marker, line = style.KINDS[kind][1:]
+            right.errorbar(mine["time"], mine["value"], linestyle=line, marker=marker,
+                           yerr=(mine["value"] - mine["low"], mine["high"] - mine["value"]),
+                           color=PALETTE[number], elinewidth=0.8,
+                           label=f"{style.short(length)}, {kind}")
+    right.set_title("the paper's rule, rates 0.9, 0.7, 0.5, 0")
+    for axes in (left, right):
+        axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+        axes.set_xlabel("time to first token / no pruning's")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
+    figure.suptitle(f"{model}: what accuracy costs in time", fontsize=8)
+    return figure
+
+
+def peers(times: pd.DataFrame) -> Figure:
+    """F9: this study's ways and kvpress's presses, relative to no pruning in the same run."""
+    lengths = sorted(times["length"].unique())
+    figure, panels = plt.subplots(1, len(lengths), figsize=(WIDE, 2.4), sharey=True)
+    for axes, length in zip(np.atleast_1d(panels), lengths):
+        part = times[times["length"] == length].set_index("setting")
+        part = part[["first_token_s", "token_s"]]
+        part = part.drop(index="none") / part.loc["none"]
+        places = np.arange(len(part))[::-1]
+        for number, (name, label) in enumerate((("first_token_s", "time to first token"),
+                                                ("token_s", "time per further token"))):
+            axes.barh(places + 0.2 - 0.4 * number, part[name], 0.38, color=PALETTE[number],
+                      hatch=("", "//")[number], edgecolor="white", label=label)
+        axes.axvline(1, color="0.4", linewidth=0.8)
+        axes.set_yticks(places, part.index)
+        axes.set(title=f"{length} context tokens", xlabel="relative to no pruning")
+    style.shared_legend(figure, np.atleast_1d(panels)[0])
+    figure.suptitle(f"Beside kvpress, rate {times['rate'].iloc[0]:g}, wide random model "
+                    f"({_where(times)})", fontsize=8)
     return figure

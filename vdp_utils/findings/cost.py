@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from vdp_utils import pruned, stats
-from vdp_utils.findings import ranking
+from vdp_utils.findings import ranking, recovery
 from vdp_utils.findings.ranking import GROUPS, KIND, PAPER
 from vdp_utils.pruned import NONE
 from vdp_utils.stats import Estimate, Verdict
@@ -12,7 +12,8 @@ from vdp_utils.stats import Estimate, Verdict
 TIMES = "F9_times"  # the table of seconds, one line a prompt and setting
 LENGTH, RATES = 1024, ranking.RATES  # where the ways are timed on every image
 WAYS = ("inflight", "rerun", "kv")
-PARETO_LENGTH, PARETO_IMAGES = ranking.ABLATED, 20  # where the strategies are
+STRATEGY_LENGTH = ranking.ABLATED  # where the strategies are
+FEW_IMAGES = 20  # timed where a hundred would take too long: strategies, and longer contexts
 MEASURES = {"first_token_s": "time to first token", "token_s": "time per further token",
             "cache_bytes": "cache"}
 RULE = (
@@ -28,10 +29,15 @@ def conditions(lvlm, length: int = LENGTH, rates=RATES) -> list:
     return [pruned.answer_condition(lvlm, KIND, length, rates, (PAPER,), way=way) for way in WAYS]
 
 
-def strategy_conditions(lvlm, length: int = PARETO_LENGTH, rates=RATES) -> list:
+def strategy_conditions(lvlm, length: int = STRATEGY_LENGTH, rates=RATES) -> list:
     """Every strategy in flight but `oracle`, which knows what nobody knows beforehand."""
     return [pruned.answer_condition(lvlm, KIND, length, rates,
                                     tuple(name for name in GROUPS if name != "oracle"))]
+
+
+def long_conditions(lvlm, lengths, rates=recovery.FEW_RATES) -> list:
+    """The paper's rule in flight at the lengths and rates of F6."""
+    return [pruned.answer_condition(lvlm, KIND, length, rates, (PAPER,)) for length in lengths]
 
 
 def ratios(rows: pd.DataFrame) -> pd.DataFrame:
@@ -82,20 +88,19 @@ def pareto(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     return table.assign(front=~np.array(beaten)).sort_values("time", ignore_index=True)
 
 
-def by_length(answers: pd.DataFrame, bench: pd.DataFrame) -> pd.DataFrame:
-    """The paper's rule at long contexts: accuracy (rows of F6) against relative time (benchmark).
+def by_length(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
+    """The paper's rule by context length: `time` as in `pareto`, and accuracy with its interval.
 
     One line a context kind, length and rate that both have; `answers` are `recovery`'s rows.
     """
-    plain = bench[bench["way"] == NONE].set_index("length")["first_token_s"]
-    flight = bench[bench["way"].isin(["inflight", NONE])]
-    times = {(line.length, line.rate): line.first_token_s / plain[line.length]
-             for line in flight.itertuples()}
+    first = times[times["measure"] == MEASURES["first_token_s"]]
+    known = {(line.context_length, line.rate): line.value for line in first.itertuples()}
+    known |= {(length, 0.0): 1.0 for length in first["context_length"]}
     own, lines = answers[answers["image"] == "own"], []
     for (kind, length, rate), part in own.groupby(["context_kind", "context_length", "rate"]):
-        if (length, rate) in times:
+        if (length, rate) in known:
             lines.append(dict(context_kind=kind, context_length=length, rate=rate,
-                              time=times[length, rate], **vars(stats.balanced_accuracy(part))))
+                              time=known[length, rate], **vars(stats.balanced_accuracy(part))))
     return pd.DataFrame(lines)
 
 

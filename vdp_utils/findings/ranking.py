@@ -50,11 +50,15 @@ def conditions(lvlm, lengths, rates=RATES, ablated: int = ABLATED) -> list:
         return pruned.answer_condition(lvlm, KIND, ablated, (ABLATED_RATE,), strategies, **how)
 
     layers = range(1, lvlm.model.config.get_text_config().num_hidden_layers - 1)
-    return [*(pruned.answer_condition(lvlm, KIND, length, rates, contenders())
-              for length in lengths),
-            taken_apart(*SETS),
+    return [*main_conditions(lvlm, lengths, rates), taken_apart(*SETS),
             *(taken_apart(PAPER, f"{CHANCE} 0", layer=layer) for layer in layers),
             *(taken_apart(PAPER, way=way, positions=positions) for way, positions in WAYS)]
+
+
+def main_conditions(lvlm, lengths, rates=RATES) -> list:
+    """Those of `conditions` that compare the strategies, which F9 asks for too."""
+    return [pruned.answer_condition(lvlm, KIND, length, rates, contenders())
+            for length in lengths]
 
 
 def answers(rows: pd.DataFrame) -> pd.DataFrame:
@@ -111,8 +115,8 @@ def _difference(a: pd.DataFrame, b: pd.DataFrame, prefix: str) -> dict:
 def tests(found: pd.DataFrame) -> pd.DataFrame:
     """One line a strategy, best mean rank first, from `answers`.
 
-    p-values are Holm's over all strategies. `gain` is its balanced accuracy minus that without pruning, `behind` the paper's rule's minus
-    its own; `mean_rank` counts "none" too.
+    `gain` is its balanced accuracy minus that without pruning, `behind` the paper's rule's minus
+    its own, their p-values Holm's over all strategies; `mean_rank` counts "none" too.
     """
     pool = dict(iter(pooled(found).groupby("strategy")))
     ranks, lines = mean_ranks(found), []

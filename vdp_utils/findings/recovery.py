@@ -30,15 +30,20 @@ def conditions(lvlm, lengths, rates=RATES, few_rates=FEW_RATES, told_length=512)
 
     Every rate up to NEAR, few beyond it; length 0 is the anchor without context.
     """
+    swapped = [pruned.answer_condition(lvlm, kind, length, few_rates, image="swapped")
+               for kind in NEUTRAL_AND_LURING for length in lengths if 0 < length <= NEAR]
+    return [*own_conditions(lvlm, lengths, rates, few_rates), *swapped,
+            pruned.answer_condition(lvlm, "other", told_length, rates, image=TOLD)]
+
+
+def own_conditions(lvlm, lengths, rates=RATES, few_rates=FEW_RATES) -> list:
+    """Those of `conditions` with the sample's own image, which F9 asks for too."""
     found = []
     for kind in NEUTRAL_AND_LURING:
         for length in lengths:
             some = rates if length <= NEAR else few_rates
             found.append(pruned.answer_condition(lvlm, kind, length, some if length else ()))
-            if 0 < length <= NEAR:
-                found.append(pruned.answer_condition(lvlm, kind, length, few_rates,
-                                                     image="swapped"))
-    return found + [pruned.answer_condition(lvlm, "other", told_length, rates, image=TOLD)]
+    return found
 
 
 def example_conditions(lvlm, length: int = 256) -> list:

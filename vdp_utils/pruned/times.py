@@ -14,8 +14,9 @@ def times_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]
     """Rows of one sample: each question's prompt timed without pruning, and pruned in each way.
 
     Plain and pruned passes take turns, after a plain one that is not timed. Columns: image_id,
-    question_id, context_kind, context_length, strategy ("none" without pruning), rate, way; first_token_s (the prompt, image
-    included), token_s (each of the next `timing.DECODED`) and cache_bytes (of the prompt).
+    question_id, context_kind, context_length, strategy ("none" without pruning), rate, way;
+    first_token_s (the prompt, image included), token_s (each of the next `timing.DECODED`) and
+    cache_bytes (of the prompt).
     """
     rows = []
     for number, question in enumerate(sample.questions):
