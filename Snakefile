@@ -13,7 +13,9 @@ NOTEBOOKS = [
     "04_target_proportion",
     "05_attention_distribution",
     "06_context_pruning",
+    "07_pruning_strategies",
     "08_theory_checks",
+    "09_inference_cost",
 ]
 
 workdir: workflow.basedir

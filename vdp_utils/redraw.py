@@ -8,8 +8,8 @@ import pandas as pd
 
 from vdp_utils import bench, figures, paths
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (NEAR, NEUTRAL_AND_LURING, PRESENCE, attention, concentration,
-                                decline, priors, proportion, recovery, text_control)
+from vdp_utils.findings import (NEAR, NEUTRAL_AND_LURING, PRESENCE, attention, concentration, cost,
+                                decline, priors, proportion, ranking, recovery, text_control)
 from vdp_utils.lvlm import MODELS, manifest
 from vdp_utils.prompts import one_pair, presence_samples
 from vdp_utils.store import ResultStore
@@ -85,8 +85,31 @@ def every(stored: Stored, larger: Stored):
     yield "fig06_examples", figures.pruned_examples(
         stored.rows(recovery.EXAMPLES), one_pair(presence_samples("evaluation", recovery.SHOWN)),
         model)
+    by_strategy = stored.rows(ranking.STRATEGIES)
+    found = ranking.answers(by_strategy)
+    ranked = ranking.tests(found)
+    yield "fig07_strategies", figures.strategies(
+        ranked, ranking.cells(found),
+        ranking.critical_difference(len(ranked) + 1, ranked["n_images"].max()), model)
+    yield "fig07_ablations", figures.ablations(ranking.ablations(by_strategy), model)
     pruned = concentration.by_layer(stored.rows(concentration.MASSES), concentration.RATES)
     yield "fig08_theory_checks", figures.concentration(concentration.tests(pruned), pruned, model)
+    yield from costs(stored, found, answers)
+
+
+def costs(stored: Stored, by_strategy: pd.DataFrame, answers: pd.DataFrame):
+    """(name, figure) of F9's figures, but for those of the benchmark alone."""
+    times = cost.summary(stored.rows(cost.TIMES))
+    ways = (times["context_length"] == cost.LENGTH) & (times["n_images"] > cost.FEW_IMAGES)
+    yield "fig09_inference_cost", figures.cost(times[ways], stored.model)
+    few = times[~ways]
+    few = few.sort_values("context_length", kind="stable")  # the strategies' is the shortest
+    yield "fig09_pareto", figures.pareto(cost.pareto(few, by_strategy),
+                                         cost.by_length(few, answers), stored.model)
+    tables = bench.tables_of(paths.bench("full"))
+    yield "fig09_break_even", figures.break_even(
+        {model: bench.break_even(tables[name]) for model, name in bench.MODELS.items()})
+    yield "fig09_peers", figures.peers(tables["peers_times"])
 
 
 def main() -> None:

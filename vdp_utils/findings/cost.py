@@ -69,11 +69,12 @@ def _geometric(part: pd.DataFrame, name: str) -> Estimate:
 def pareto(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     """One line a strategy and rate: `time` to the first token relative to no pruning, `accuracy`.
 
-    `times` is a `summary`, `answers` rows of `ranking.answers`, whose length is taken where both
-    have it; `front` marks those that nothing beats in both. "none" stands at time 1.
+    `times` is a `summary`, `answers` rows of `ranking.answers`; the first length of `times` is
+    taken; `front` marks those that nothing beats in both. "none" stands at time 1.
     """
     times = times[(times["measure"] == MEASURES["first_token_s"]) & (times["way"] == "inflight")]
     length = times["context_length"].iloc[0]
+    times = times[times["context_length"] == length]
     cells = ranking.cells(answers[answers["context_length"] == length])[length]
     lines = [dict(strategy=NONE, group="no pruning", rate=0.0, time=1.0,
                   accuracy=cells.loc[NONE].iloc[0])]
@@ -93,7 +94,7 @@ def by_length(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
 
     One line a context kind, length and rate that both have; `answers` are `recovery`'s rows.
     """
-    first = times[times["measure"] == MEASURES["first_token_s"]]
+    first = times[(times["measure"] == MEASURES["first_token_s"]) & (times["strategy"] == PAPER)]
     known = {(line.context_length, line.rate): line.value for line in first.itertuples()}
     known |= {(length, 0.0): 1.0 for length in first["context_length"]}
     own, lines = answers[answers["image"] == "own"], []
