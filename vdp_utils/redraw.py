@@ -100,12 +100,12 @@ def every(stored: Stored, larger: Stored):
 def costs(stored: Stored, by_strategy: pd.DataFrame, answers: pd.DataFrame):
     """(name, figure) of F9's figures, but for those of the benchmark alone."""
     times = cost.summary(stored.rows(cost.TIMES))
-    ways = (times["context_length"] == cost.LENGTH) & (times["n_images"] > cost.FEW_IMAGES)
-    yield "fig09_inference_cost", figures.cost(times[ways], stored.model)
-    few = times[~ways]
-    few = few.sort_values("context_length", kind="stable")  # the strategies' is the shortest
-    yield "fig09_pareto", figures.pareto(cost.pareto(few, by_strategy),
-                                         cost.by_length(few, answers), stored.model)
+    ways = times[times["context_length"] == cost.LENGTH]
+    yield "fig09_inference_cost", figures.cost(ways, stored.model)
+    chosen = times[times["context_length"] == cost.STRATEGY_LENGTH]
+    late = times[times["context_length"].isin(cost.LONG)]
+    yield "fig09_pareto", figures.pareto(cost.pareto(chosen, by_strategy),
+                                         cost.by_length(late, answers), stored.model)
     tables = bench.tables_of(paths.bench("full"))
     yield "fig09_break_even", figures.break_even(
         {model: bench.break_even(tables[name]) for model, name in bench.MODELS.items()})

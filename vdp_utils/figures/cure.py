@@ -171,7 +171,8 @@ def strategies(tests: pd.DataFrame, cells: pd.DataFrame, difference: float, mode
     left.set_yticks(places, tests["strategy"])
     values = cells.loc[tests["strategy"]].to_numpy()
     columns = cells.columns
-    middle.imshow(values, cmap="viridis", vmin=0.25, vmax=1, aspect="auto",
+    middle.grid(False)
+    middle.imshow(values, vmin=0.25, vmax=1, aspect="auto",
                   extent=(-0.5, len(columns) - 0.5, -0.5, len(tests) - 0.5))
     for (row, column), value in np.ndenumerate(values):
         middle.text(column, places[row], f"{value:.2f}".removeprefix("0"), ha="center",
@@ -185,8 +186,8 @@ def strategies(tests: pd.DataFrame, cells: pd.DataFrame, difference: float, mode
     for number, ends in enumerate(_cliques(tests["mean_rank"].to_numpy(), difference)):
         at = tests["mean_rank"].max() + 1 + 0.7 * (number % 4)
         right.plot([at, at], places[list(ends)], color="0.3", linewidth=1.5)
-    right.set(xlabel="mean rank (1 is best)", title="bars join what chance could\n"
-              f"order so (CD = {difference:.1f})")
+    right.set(xlabel="mean rank (1 is best)",
+              title=f"bars: not told apart\n(critical difference {difference:.1f})")
     right.set_ylim(-0.7, len(tests) - 0.3)
     style.shared_legend(figure, left, columns=6)
     figure.suptitle(f"{model}, pruned at equal budget (n = {tests['n_images'].max()} images, "

@@ -13,7 +13,8 @@ TIMES = "F9_times"  # the table of seconds, one line a prompt and setting
 LENGTH, RATES = 1024, ranking.RATES  # where the ways are timed on every image
 WAYS = ("inflight", "rerun", "kv")
 STRATEGY_LENGTH = ranking.ABLATED  # where the strategies are
-FEW_IMAGES = 20  # timed where a hundred would take too long: strategies, and longer contexts
+LONG = (2048, 4096)  # and where the paper's rule is timed at F6's rates
+FEW_IMAGES = 20  # timed at these lengths, where a hundred would take too long
 MEASURES = {"first_token_s": "time to first token", "token_s": "time per further token",
             "cache_bytes": "cache"}
 RULE = (
@@ -69,12 +70,11 @@ def _geometric(part: pd.DataFrame, name: str) -> Estimate:
 def pareto(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     """One line a strategy and rate: `time` to the first token relative to no pruning, `accuracy`.
 
-    `times` is a `summary`, `answers` rows of `ranking.answers`; the first length of `times` is
-    taken; `front` marks those that nothing beats in both. "none" stands at time 1.
+    `times` is a `summary` at one length, `answers` rows of `ranking.answers`; `front` marks those
+    that nothing beats in both. "none" stands at time 1.
     """
     times = times[(times["measure"] == MEASURES["first_token_s"]) & (times["way"] == "inflight")]
-    length = times["context_length"].iloc[0]
-    times = times[times["context_length"] == length]
+    (length,) = times["context_length"].unique()
     cells = ranking.cells(answers[answers["context_length"] == length])[length]
     lines = [dict(strategy=NONE, group="no pruning", rate=0.0, time=1.0,
                   accuracy=cells.loc[NONE].iloc[0])]
@@ -94,7 +94,8 @@ def by_length(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
 
     One line a context kind, length and rate that both have; `answers` are `recovery`'s rows.
     """
-    first = times[(times["measure"] == MEASURES["first_token_s"]) & (times["strategy"] == PAPER)]
+    first = times[(times["measure"] == MEASURES["first_token_s"]) & (times["strategy"] == PAPER)
+                  & (times["way"] == "inflight")]
     known = {(line.context_length, line.rate): line.value for line in first.itertuples()}
     known |= {(length, 0.0): 1.0 for length in first["context_length"]}
     own, lines = answers[answers["image"] == "own"], []

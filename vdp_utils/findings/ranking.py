@@ -24,8 +24,9 @@ SEEDED = (CHANCE, "random_sentences")
 GROUPS = {name: group for group, names in {
     "the paper's rule": (PAPER,), "chance": SEEDED, "published method": METHODS,
     "other rule": RULES, "control": BOUNDS, "drops the image": VISUAL}.items() for name in names}
-SETS = ("received mean", "received question", "received mean question", "received last",
-        "received mean last")  # heads and query sets of the ablation
+SETS = {"received mean": "mean, all queries", "received question": "max, the question's",
+        "received mean question": "mean, the question's", "received last": "max, the last",
+        "received mean last": "mean, the last"}  # heads and query sets of the ablation
 WAYS = (("rerun", "compact"), ("rerun", "kept"), ("kv", "kept"))
 RULE = (
     "Behind `mentions`, answers pooled over lengths and rates (random strategies: over seeds), "
@@ -152,8 +153,7 @@ def ablations(rows: pd.DataFrame) -> pd.DataFrame:
 
     plain, paper = named(first, NONE), named(first, PAPER)
     settings = [("as it is", "layer 0, max, all queries", paper)]
-    settings += [("heads and queries", name.removeprefix(f"{PAPER} "), named(first, name))
-                 for name in SETS]
+    settings += [("heads and queries", label, named(first, name)) for name, label in SETS.items()]
     for layer in sorted(set(rows.loc[flight, "layer"]) - {0}):
         part = rows[flight & (rows["layer"] == layer)]
         settings += [("scoring layer", f"layer {layer}", named(part, PAPER)),
@@ -162,9 +162,9 @@ def ablations(rows: pd.DataFrame) -> pd.DataFrame:
     settings += [("way", f"{way}, {positions} positions" if way == "rerun" else way,
                   named(rows[(rows["way"] == way) & (rows["positions"] == positions)], PAPER))
                  for way, positions in WAYS]
-    settings += [("what goes", name.replace("_", " "),
+    settings += [("what goes", "random tokens" if name == CHANCE else "random sentences",
                   named(first, *(f"{name} {seed}" for seed in range(SEEDS)))) for name in SEEDED]
-    settings += [("what goes", "bm25, sentences", named(first, "bm25"))]
+    settings += [("what goes", "sentences by bm25", named(first, "bm25"))]
     settings += [("what goes", f"image tokens, {name}", named(first, name)) for name in VISUAL]
     lines = [dict(group=group, setting=setting, context_length=length, rate=ABLATED_RATE,
                   n_images=part["image_id"].nunique(), **_difference(part, plain, "gain"),
