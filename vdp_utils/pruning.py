@@ -19,7 +19,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from vdp_utils.errors import VDPError
 from vdp_utils.recording import decoder_of, record, refuse_output_attentions
-from vdp_utils.strategies import (REDUCTIONS, Evidence, Strategy, find_strategy, keep,
+from vdp_utils.strategies import (QUERY_SETS, REDUCTIONS, Evidence, Strategy, find_strategy, keep,
                                   kept_count)
 from vdp_utils.tokens import Kind, image_token_id, pieces, token_kinds
 
@@ -51,6 +51,12 @@ class Kept:
     def mask2d(self, after: int) -> torch.Tensor:
         """int64 (B, n + after): the padding mask once `after` tokens follow the prompt."""
         return torch.cat([self.real, self.real.new_ones(len(self.real), after)], 1).long()
+
+    def spread(self, row: torch.Tensor) -> torch.Tensor:
+        """Attention (heads, keys) of the first prompt over all its tokens, 0 on the dropped."""
+        if row.shape[1] == self.length:
+            return row
+        return row.new_zeros(len(row), self.length).index_copy_(1, self.index[0], row)
 
     def shortened(self, args: tuple, kwargs: dict, masks: dict) -> tuple[tuple, dict]:
         """A decoder layer's arguments for the kept tokens; `masks` keeps what is worked out."""
@@ -142,7 +148,7 @@ class ContextPruner:
                  window: int = 16, seed: int = 0):
         kept_count(1, rate)
         for name, value, known in (("way", way, WAYS), ("heads", heads, tuple(REDUCTIONS)),
-                                   ("query_set", query_set, ("all", "question", "last")),
+                                   ("query_set", query_set, QUERY_SETS),
                                    ("positions", positions, ("kept", "compact"))):
             if value not in known:
                 raise VDPError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")

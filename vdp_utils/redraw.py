@@ -81,6 +81,8 @@ def every(stored: Stored, larger: Stored):
         presence_samples("evaluation", attention.SHOWN), attention.MAP_LENGTHS, model)
     answers = stored.rows(recovery.PRUNED)
     yield "fig06_context_pruning", figures.recovery(recovery.summary(answers), model)
+    yield "fig06_context_pruning_m", figures.recovery(
+        recovery.summary(larger.rows(recovery.PRUNED)), larger.model)
     yield "fig06_image_and_text_targets", figures.targets(recovery.targets(answers), model)
     yield "fig06_examples", figures.pruned_examples(
         stored.rows(recovery.EXAMPLES), one_pair(presence_samples("evaluation", recovery.SHOWN)),

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from vdp_utils.errors import VDPError
 from vdp_utils.tokens import Kind
 
+QUERY_SETS = ("all", "question", "last")
 REDUCTIONS = {"max": lambda x: x.amax(0), "mean": lambda x: x.mean(0)}
 
 

@@ -45,9 +45,7 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
     if missing:
         raise VDPError(f"rows lack the images {sorted(missing)}: measure them with "
                        "priors.conditions")
-    logs = np.stack(rows["log_likelihoods"].to_numpy())
-    logs = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
-    rows = rows.assign(first=logs[:, 0], second=logs[:, 1])
+    rows = with_log_chances(rows)
     parts = {image: rows[rows["image"] == image].set_index(KEYS) for image in IMAGES}
     found = parts["own"][["answer", "correct", "margin"]].join(
         parts["none"][["predicted"]], how="inner").rename(columns=dict(predicted="none"))
@@ -61,13 +59,25 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
     for image in IMAGES[1:]:
         other = parts[image].reindex(found.index)
         found[image] = other["predicted"]
-        found[f"kl_{image}"] = sum(np.exp(mine[option]) * (mine[option] - other[option])
-                                   for option in ("first", "second"))
+        found[f"kl_{image}"] = divergence(mine, other)
         same = (mine["predicted"] == other["predicted"]).astype(float)
         found[f"agree_{image}"] = same.where(other["predicted"].notna())
         found[f"flip_{image}"] = 1 - found[f"agree_{image}"]
     found["prior_right"] = found["none"] == found["answer"]
     return found.reset_index()
+
+
+def with_log_chances(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with `first` and `second`: log-probabilities of the two options, of the two alone."""
+    logs = np.stack(rows["log_likelihoods"].to_numpy())
+    logs = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
+    return rows.assign(first=logs[:, 0], second=logs[:, 1])
+
+
+def divergence(mine: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
+    """KL(P_mine || P_other) in nats, line by line of `with_log_chances`."""
+    return sum(np.exp(mine[option]) * (mine[option] - other[option])
+               for option in ("first", "second"))
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:

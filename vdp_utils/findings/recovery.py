@@ -6,11 +6,13 @@ import pandas as pd
 from vdp_utils import findings, pruned, stats
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
+from vdp_utils.findings.priors import divergence, with_log_chances
 from vdp_utils.stats import Estimate, Verdict
 from vdp_utils.tokens import Kind
 
 PRUNED = "F6_F9_pruned"  # the table of answers under pruning
 LENGTHS = (0, 512, 1024, 2048, 4096)
+LARGER_LENGTHS = (0, 512, 2048)  # of size M, at few rates each: more would cost too much
 RATES = tuple(n / 10 for n in range(1, 10))
 FEW_RATES = (0.5, 0.7, 0.9)  # beyond NEAR, and with the image swapped: each costs a pass
 RATE = 0.5  # which the rule looks at
@@ -70,15 +72,12 @@ def image_target(rows: pd.DataFrame) -> pd.DataFrame:
 
 def dependency(rows: pd.DataFrame) -> pd.DataFrame:
     """One line a question, kind, length and rate: KL(P_own || P_swapped) in nats, and `flip`."""
-    logs = np.stack(rows["log_likelihoods"].to_numpy())
-    logs = logs - np.logaddexp.reduce(logs, axis=1, keepdims=True)
-    rows = rows.assign(first=logs[:, 0], second=logs[:, 1])
+    rows = with_log_chances(rows)
     own, swapped = (rows[rows["image"] == image].set_index(KEYS) for image in ("own", "swapped"))
     own = own.loc[own.index.intersection(swapped.index)]
     swapped = swapped.loc[own.index]
-    kl = sum(np.exp(own[x]) * (own[x] - swapped[x]) for x in ("first", "second"))
     flip = (own["predicted"] != swapped["predicted"]).astype(float)
-    return pd.DataFrame(dict(kl=kl, flip=flip)).reset_index()
+    return pd.DataFrame(dict(kl=divergence(own, swapped), flip=flip)).reset_index()
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

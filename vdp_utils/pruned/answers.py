@@ -65,15 +65,12 @@ def _looking(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: A
     with pruned_around(lvlm, one, strategy, rate, kinds[None]) as pruner, record(
             lvlm.model, received=("last",)) as recording:
         scores = score(lvlm, prefix, None, asking, question.options)
-    index = pruner.kept.index[0] if pruner else torch.arange(len(kinds), device=kinds.device)
-    stays = torch.zeros_like(kinds, dtype=torch.bool)
-    stays[index] = True
-    rows = []
-    for layer in sorted(recording):
-        row = recording[layer].received["last"][0].mean(0)
-        rows.append(row if len(row) == len(kinds)
-                    else row.new_zeros(len(kinds)).index_copy_(0, index, row))
-    return scores, torch.stack(rows), stays
+    rows = [recording[layer].received["last"][0] for layer in sorted(recording)]
+    stays = torch.full_like(kinds, pruner is None, dtype=torch.bool)
+    if pruner:
+        rows = [pruner.kept.spread(row) for row in rows]
+        stays[pruner.kept.index[0]] = True
+    return scores, torch.stack(rows).mean(1), stays
 
 
 @torch.no_grad()

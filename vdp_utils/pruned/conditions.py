@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
+from vdp_utils import prompts
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
-from vdp_utils.measure import Condition, condition, key
+from vdp_utils.measure import Condition, condition, key, kinds_of
 from vdp_utils.prompts import Sample
 from vdp_utils.pruning import ContextPruner
-from vdp_utils.strategies import REDUCTIONS
+from vdp_utils.strategies import QUERY_SETS, REDUCTIONS
 
 NONE = "none"  # the strategy of a row without pruning
 
@@ -81,16 +82,27 @@ def parsed(text: str) -> tuple[str, dict]:
             options["seed"] = int(word)
         elif word in REDUCTIONS:
             options["heads"] = word
-        elif word in ("all", "question", "last"):
+        elif word in QUERY_SETS:
             options["query_set"] = word
         else:
             raise VDPError(f"strategy {text!r}: {word!r} is neither a seed nor a head reduction "
-                           f"({', '.join(REDUCTIONS)}) nor a query set (all, question, last)")
+                           f"({', '.join(REDUCTIONS)}) nor a query set ({', '.join(QUERY_SETS)})")
     return name, options
 
 
 def pruned_key(sample: Sample, number: int, strategy: str, rate: float) -> str:
     return f"{key(sample, number)}/{strategy}/{rate}"
+
+
+def asked(lvlm: LVLM, sample: Sample, one: PrunedCondition, question
+          ) -> tuple[dict, torch.Tensor]:
+    """A question's whole prompt as inputs of the model, and its token kinds (1, L)."""
+    whole = prompts.join(
+        prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
+                              one.image), prompts.asking(lvlm, question))
+    inputs = prompts.tensors(whole, lvlm.device)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    return inputs, kinds_of(lvlm, whole).long()
 
 
 def pruned_around(lvlm: LVLM, one: AnswerCondition, strategy: str, rate: float,

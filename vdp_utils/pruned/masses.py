@@ -4,11 +4,11 @@ from collections import defaultdict
 
 import torch
 
-from vdp_utils import prompts, theory
+from vdp_utils import theory
 from vdp_utils.lvlm import LVLM
-from vdp_utils.measure import key, kinds_of
+from vdp_utils.measure import key
 from vdp_utils.prompts import Sample
-from vdp_utils.pruned.conditions import PrunedCondition
+from vdp_utils.pruned.conditions import PrunedCondition, asked
 from vdp_utils.pruning import ContextPruner
 from vdp_utils.recording import record
 from vdp_utils.tokens import Kind
@@ -35,12 +35,7 @@ def masses_sample(lvlm: LVLM, sample: Sample, one: PrunedCondition) -> list[dict
     """
     rows = []
     for number, question in enumerate(sample.questions):
-        whole = prompts.join(
-            prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
-                                  one.image), prompts.asking(lvlm, question))
-        kinds = kinds_of(lvlm, whole).long()
-        inputs = prompts.tensors(whole, lvlm.device)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs, kinds = asked(lvlm, sample, one, question)
         plain = torch.stack(_last_rows(lvlm, inputs)).double()  # (layers, heads, L)
         image, context = kinds[0] == Kind.IMAGE, kinds[0] == Kind.CONTEXT
         found = defaultdict(list)
@@ -49,12 +44,9 @@ def masses_sample(lvlm: LVLM, sample: Sample, one: PrunedCondition) -> list[dict
             with ContextPruner(rate, one.strategy, layer=one.layer, kinds=kinds)(
                     lvlm.model) as pruner:
                 rest = _last_rows(lvlm, inputs)
-            index = pruner.kept.index[0]
             kept = torch.zeros_like(image)
-            kept[index] = True
-            after = torch.stack([
-                row.new_zeros(len(row), len(kept)).index_copy_(1, index, row)
-                if row.shape[1] < len(kept) else row for row in rest]).double()
+            kept[pruner.kept.index[0]] = True
+            after = torch.stack([pruner.kept.spread(row) for row in rest]).double()
             frozen = theory.renormalised(plain, kept)
             moved, measured = frozen[..., image].sum(-1), after[..., image].sum(-1)
             low, high = theory.mass_bounds(visual, plain[..., context], int((~kept).sum()))

@@ -2,11 +2,10 @@
 
 import torch
 
-from vdp_utils import prompts, timing
+from vdp_utils import timing
 from vdp_utils.lvlm import LVLM
-from vdp_utils.measure import kinds_of
 from vdp_utils.prompts import Sample
-from vdp_utils.pruned.conditions import AnswerCondition, pruned_around, pruned_key
+from vdp_utils.pruned.conditions import AnswerCondition, asked, pruned_around, pruned_key
 
 
 @torch.no_grad()
@@ -20,12 +19,7 @@ def times_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]
     """
     rows = []
     for number, question in enumerate(sample.questions):
-        whole = prompts.join(
-            prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
-                                  one.image), prompts.asking(lvlm, question))
-        kinds = kinds_of(lvlm, whole).long()
-        inputs = prompts.tensors(whole, lvlm.device)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs, kinds = asked(lvlm, sample, one, question)
         lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
         for strategy, rate in one.prunings:
             with pruned_around(lvlm, one, strategy, rate, kinds):
