@@ -145,11 +145,12 @@ def verdict(table: pd.DataFrame, rows: pd.DataFrame) -> Verdict:
     costly = table[table["cost_low"] > 0]
     wins = costly["low"] > 0
     at_rule = wins[costly["rate"] == RATE]
-    chosen = set(costly["context_kind"] + costly["context_length"].astype(str))
+    chosen = set(zip(costly["context_kind"], costly["context_length"]))
     own = image_target(rows)
-    own["question_id"] = (own["context_kind"] + own["context_length"].astype(str) + "/"
-                          + own["question_id"])
-    pooled = own[own["question_id"].str.split("/").str[0].isin(chosen)] if chosen else own
+    behind = list(zip(own["context_kind"], own["context_length"]))
+    own["question_id"] = [f"{kind} {length}/{number}"
+                          for (kind, length), number in zip(behind, own["question_id"])]
+    pooled = own[[not chosen or one in chosen for one in behind]]
     gain: Estimate = stats.balanced_accuracy_difference(
         *(pooled[pooled["rate"] == rate] for rate in (RATE, 0.0)))
     return Verdict(
