@@ -84,7 +84,7 @@ def scores_table(model, length: int = 512, layer: int = 2) -> pd.DataFrame:
         scale = ours.abs().max()
         if peer == "SnapKV":  # they average over the window's queries, ours adds up
             theirs = theirs * WINDOW
-        ranks = pd.Series(theirs.numpy()).corr(pd.Series(ours.numpy()), method="spearman")
+        ranks = pd.Series(theirs.numpy()).rank().corr(pd.Series(ours.numpy()).rank())
         lines.append(dict(peer=peer, ours=OURS[peer], note=note, tokens=len(ours), ranks=ranks,
                           difference=float((theirs - ours).abs().max() / scale)))
 

@@ -170,6 +170,9 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
     right.set_title("the paper's rule, rates 0.9, 0.7, 0.5, 0")
     for axes in (left, right):
         axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(*zip(*((x, f"{x:g}") for x in (0.25, 0.5, 1, 2, 4) if axes.get_xlim()[0]
+                               < x < axes.get_xlim()[1])))
         axes.set_xlabel("time to first token / no pruning's")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
