@@ -47,6 +47,7 @@ def test_the_verdict_follows_the_rule(first, token, expected):
     verdict = cost.verdict(cost.summary(table_with(first, token)))
     assert (verdict.finding, verdict.verdict, verdict.n) == ("F9", expected, 30)
     assert verdict.estimate.value == pytest.approx(first[0.75], rel=0.02)
+    assert verdict.to_row()["images"] == "30"
     assert verdict.estimate.low < verdict.estimate.value < verdict.estimate.high
 
 
@@ -90,7 +91,8 @@ def test_the_front_holds_what_nothing_beats_in_both():
     assert list(longer["time"]) == [1.0, pytest.approx(0.7, rel=0.02)]
     figure = figures.pareto(table, longer, "S")
     assert len(figure.axes[0].lines[0].get_xdata()) == len(front)
-    assert len(figure.axes[1].containers) == 1
+    assert len(figure.axes[2].containers) == 1
+    assert "received 0.9" in {text.get_text() for text in figure.axes[0].texts}
 
 
 def test_figures_show_the_ratios_and_the_break_even():

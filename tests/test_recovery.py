@@ -239,6 +239,21 @@ def test_summary_and_figures_show_what_was_measured(monkeypatch):
     plt.close("all")
 
 
+def test_a_length_measured_behind_one_kind_only_is_no_matter(monkeypatch):
+    monkeypatch.setattr(stats, "RESAMPLES", 999)
+    rows = table_with({("mentions", 2048): 0.3})
+    rows = rows[(rows["context_length"] < 2048) | (rows["context_kind"] == "mentions")]
+    found = recovery.image_target(rows)
+    assert set(found.loc[found["context_kind"] == "other", "context_length"]) == {512}
+    assert len(recovery.tests(rows)) == 3 * 2
+
+
+def test_the_longest_context_is_asked_of_one_kind(lvlm):
+    asked = {(one.context_kind, one.context_length)
+             for one in recovery.own_conditions(lvlm, (0, recovery.FAR, 2 * recovery.FAR))}
+    assert ("mentions", 2 * recovery.FAR) in asked and ("other", 2 * recovery.FAR) not in asked
+
+
 def test_rows_without_the_anchor_are_refused():
     rows = table_with({})
     with pytest.raises(VDPError, match="lack the length 0"):

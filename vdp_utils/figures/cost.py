@@ -11,6 +11,7 @@ from vdp_utils.figures.cure import GROUP_LOOKS
 from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
 SETTINGS = {"all queries": "o-", "question": "s--", "eager, all maps": "^-."}
+FAST = 1.5  # times of no pruning up to which operating points share a panel
 WAY_STYLES = {"inflight": "o-", "rerun": "s--", "kv": "^-."}
 
 
@@ -145,39 +146,63 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
 
     `table` and `longer` are `findings.cost.pareto` and `by_length`.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDE, 3.4), width_ratios=(1.35, 1))
-    left.plot("time", "accuracy", data=table[table["front"]], color="0.4", linewidth=0.9)
-    for number, group in enumerate((*GROUP_LOOKS, "no pruning")):
-        part = table[table["group"] == group]
-        left.plot("time", "accuracy", MARKERS[number], data=part, color=PALETTE[number],
-                  label=group)
-    for line in table[table["front"]].itertuples():
-        name = line.strategy.replace("_", " ")
-        left.annotate(f"{name} {line.rate:g}" if line.rate else "no pruning",
-                      (line.time, line.accuracy), xytext=(4, -6), textcoords="offset points",
-                      fontsize=5.5)
-    left.set(ylabel="balanced accuracy", title="strategies and rates, "
-             f"{table['context_length'].iloc[0]} context tokens (line: front)")
+    figure, (left, slow, right) = plt.subplots(1, 3, figsize=(WIDE, 3.6),
+                                               width_ratios=(1.9, 0.5, 1.4))
+    front = table[table["front"]]
+    for axes, part in ((left, table[table["time"] <= FAST]), (slow, table[table["time"] > FAST])):
+        axes.plot("time", "accuracy", data=front, color="0.4", linewidth=0.9, zorder=0, label="")
+        for number, group in enumerate((*GROUP_LOOKS, "no pruning")):
+            mine = part[part["group"] == group]
+            axes.scatter(mine["time"], mine["accuracy"], 10 + 22 * mine["rate"] ** 2,
+                         color=PALETTE[number], marker=MARKERS[number], linewidth=0)
+            left.plot([], [], MARKERS[number], color=PALETTE[number], label=group)
+        axes.set_ylim(-0.03, 1.03)
+        _named(axes, part[part["front"] | part["group"].isin(["the paper's rule", "no pruning"])])
+    left.set_xlim(0.46, 1.28)
+    left.set_xticks([0.5, 0.75, 1])
+    left.set(ylabel="balanced accuracy", title=f"{table['context_length'].iloc[0]} context tokens, "
+             "by strategy and rate\n(larger: higher rate; line: the front)")
+    slow.set(yticklabels=[], title="(perplexity)")
+    if len(late := table[table["time"] > FAST]):
+        slow.set_xlim(0.85 * late["time"].min(), 1.1 * late["time"].max())
     kinds = [kind for kind in style.KINDS if kind in set(longer["context_kind"])]
     for number, (length, part) in enumerate(longer.groupby("context_length")):
         for kind in kinds:
             mine = part[part["context_kind"] == kind].sort_values("time")
             marker, line = style.KINDS[kind][1:]
-            right.errorbar(mine["time"], mine["value"], linestyle=line, marker=marker,
-                           yerr=(mine["value"] - mine["low"], mine["high"] - mine["value"]),
-                           color=PALETTE[number], elinewidth=0.8,
-                           label=f"{style.short(length)}, {kind}")
-    right.set_title("the paper's rule, rates 0.9, 0.7, 0.5, 0")
-    for axes in (left, right):
+            if len(mine):
+                right.errorbar(mine["time"], mine["value"], linestyle=line, marker=marker,
+                               yerr=(mine["value"] - mine["low"], mine["high"] - mine["value"]),
+                               color=PALETTE[number], elinewidth=0.8,
+                               label=f"{style.short(int(length))}, {kind}")
+    right.set(ylim=(-0.03, 1.03), xlim=(0.2, 1.05), yticklabels=[],
+              title="the paper's rule, longer contexts\n(right to left: rates 0, 0.5, 0.7, 0.9)")
+    for axes in (left, slow, right):
         axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(*zip(*((x, f"{x:g}") for x in (0.25, 0.5, 1, 2, 4) if axes.get_xlim()[0]
-                               < x < axes.get_xlim()[1])))
-        axes.set_xlabel("time to first token / no pruning's")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
-    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=3)
-    figure.suptitle(f"{model}: what accuracy costs in time", fontsize=8)
+    left.set_xlabel("time to first token / no pruning's")
+    right.set_xlabel("time to first token / no pruning's")
+    found = dict(zip(*reversed(left.get_legend_handles_labels())))
+    figure.legend(found.values(), found, loc="outside lower left", ncols=3)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
+    figure.suptitle(f"{model}: what accuracy costs in time (accuracy: n = "
+                    f"{longer['n_images'].max()} images)", fontsize=8)
     return figure
+
+
+def _named(axes, table: pd.DataFrame) -> None:
+    """Names of operating points in a column at the right, each with a line to its point."""
+    height = 0.88  # below the front
+    for line in table.sort_values("accuracy", ascending=False).itertuples():
+        height = min(height, line.accuracy)
+        name = "no pruning" if not line.rate else f"{line.strategy} {line.rate:g}"
+        if line.time > FAST:
+            axes.annotate(f"{line.rate:g}", (line.time, line.accuracy), xytext=(0, -9),
+                          textcoords="offset points", fontsize=5.5, ha="center")
+            continue
+        axes.annotate(name.replace("_", " "), (line.time, line.accuracy),
+                      xytext=(max(0.86, line.time + 0.04), height), fontsize=5.5, va="center",
+                      arrowprops=dict(arrowstyle="-", color="0.6", linewidth=0.5))
+        height -= 0.055
 
 
 def peers(times: pd.DataFrame) -> Figure:

@@ -113,7 +113,8 @@ def verdict(table: pd.DataFrame) -> Verdict:
     first = flight["measure"] == MEASURES["first_token_s"]
     line = flight[first & (flight["rate"] == 0.75)] if 0.75 in set(flight["rate"]) else flight[
         first]
-    found = Estimate(*line[list(Estimate.__match_args__)].iloc[0])
+    found = Estimate(*line[["value", "low", "high"]].iloc[0],
+                     *map(int, line[["n_images", "n_rows"]].iloc[0]))
     return Verdict("F9", "Inference gets cheaper",
                    stats.judge(bool(below.all()), bool(below[first].any())),
                    f"time to first token at rate {line['rate'].iloc[0]:g}, relative to no pruning",

@@ -17,6 +17,7 @@ RATES = tuple(n / 10 for n in range(1, 10))
 FEW_RATES = (0.5, 0.7, 0.9)  # beyond NEAR, and with the image swapped: each costs a pass
 RATE = 0.5  # which the rule looks at
 EXAMPLES, SHOWN = "F6_examples", 2  # the table of what is kept, and how many samples are drawn
+FAR = 2048  # context tokens beyond which only `mentions` is asked: one kind costs half an hour
 TOLD = "words_middle"  # the scene in words amid the context, and pruned with it: text-target
 RULE = (
     "The paper's rule at rate 0.5, fixed beforehand, at every context kind and length where the "
@@ -42,7 +43,7 @@ def own_conditions(lvlm, lengths, rates=RATES, few_rates=FEW_RATES) -> list:
     """Those of `conditions` with the sample's own image, which F9 asks for too."""
     found = []
     for kind in NEUTRAL_AND_LURING:
-        for length in lengths:
+        for length in lengths if kind == "mentions" else [n for n in lengths if n <= FAR]:
             some = rates if length <= NEAR else few_rates
             found.append(pruned.answer_condition(lvlm, kind, length, some if length else ()))
     return found
@@ -59,13 +60,13 @@ def image_target(rows: pd.DataFrame) -> pd.DataFrame:
     The answer without any context stands at each length as rate 1.
     """
     own = rows[rows["image"] == "own"]
-    lengths = sorted(set(own["context_length"]) - {0})
-    bare = own[own["context_length"] == 0]
-    if bare.empty or not lengths:
+    bare, own = own[own["context_length"] == 0], own[own["context_length"] > 0]
+    if bare.empty or own.empty:
         raise VDPError("rows lack the length 0 or any other: measure both, with "
                        "recovery.conditions")
-    own = pd.concat([own[own["context_length"] > 0],
-                     *(bare.assign(context_length=n, rate=1.0) for n in lengths)])
+    behind = own[["context_kind", "context_length"]].drop_duplicates().itertuples(index=False)
+    own = pd.concat([own, *(bare[bare["context_kind"] == kind].assign(
+        context_length=length, rate=1.0) for kind, length in behind)])
     maps = np.stack(own["attention"].to_numpy()).astype(float).reshape(len(own), -1, len(Kind))
     return own.assign(mass=maps[:, :, Kind.IMAGE].mean(1)).reset_index(drop=True)
 
