@@ -52,8 +52,8 @@ def test_a_size_is_drawn_from_rows_with_and_without_image_and_in_words(tmp_path)
 def test_figures_of_the_larger_size_are_named_so(monkeypatch):
     monkeypatch.setattr(redraw, "of_each_size", lambda stored: [("fig01", stored.model)])
     small = redraw.Stored(paths.results("full"), "embedded-s")
-    found = dict(itertools.islice(redraw.every(small, SimpleNamespace(model="embedded-m")), 4))
-    assert list(found) == ["fig00_scenes", "fig00_training", "fig01", "fig01_m"]
+    found = dict(itertools.islice(redraw.diagnosis(small, SimpleNamespace(model="embedded-m")), 2))
+    assert list(found) == ["fig01", "fig01_m"]
     assert (found["fig01"], found["fig01_m"]) == ("embedded-s", "embedded-m")
 
 

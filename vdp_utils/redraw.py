@@ -1,6 +1,8 @@
 """`make figures`: every figure again from stored rows and tables, without loading a model."""
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -65,11 +67,9 @@ def of_each_size(stored: Stored):
         attention.heat(layers, "prefers_image"), attention.heads(neutral), trained, model)
 
 
-def every(stored: Stored, larger: Stored):
-    """(name, figure) of each figure, one after the other; names of the larger size end in `_m`."""
+def diagnosis(stored: Stored, larger: Stored):
+    """(name, figure) of F1 to F5, one after the other; names of the larger size end in `_m`."""
     model = stored.model
-    yield "fig00_scenes", figures.gallery(presence_samples("evaluation", 8))
-    yield "fig00_training", figures.training_curves(pd.read_csv(stored.source / "training_log.csv"))
     yield from of_each_size(stored)
     for name, figure in of_each_size(larger):
         yield f"{name}_m", figure
@@ -79,6 +79,13 @@ def every(stored: Stored, larger: Stored):
     yield "fig05_attention_maps", figures.attention_maps(
         attention.first_questions(stored.rows(attention.MAPS)),
         presence_samples("evaluation", attention.SHOWN), attention.MAP_LENGTHS, model)
+
+
+def cure(stored: Stored, larger: Stored):
+    """(name, figure) of the embedded LVLM itself and of F6 to F9."""
+    model = stored.model
+    yield "fig00_scenes", figures.gallery(presence_samples("evaluation", 8))
+    yield "fig00_training", figures.training_curves(pd.read_csv(stored.source / "training_log.csv"))
     answers = stored.rows(recovery.PRUNED)
     yield "fig06_context_pruning", figures.recovery(recovery.summary(answers), model)
     yield "fig06_context_pruning_m", figures.recovery(
@@ -114,6 +121,16 @@ def costs(stored: Stored, by_strategy: pd.DataFrame, answers: pd.DataFrame):
     yield "fig09_peers", figures.peers(tables["peers_times"])
 
 
+def draw(options, part) -> list[str]:
+    """Save the figures of `diagnosis` or `cure`, and return their names."""
+    names = []
+    for name, figure in part(*(Stored(options.results, model)
+                               for model in (options.model, options.larger))):
+        plt.close(figures.save(figure, options.output, name))
+        names.append(name)
+    return names
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m vdp_utils.redraw", description=__doc__)
     parser.add_argument("--results", type=Path, default=paths.results("full"))
@@ -121,10 +138,9 @@ def main() -> None:
     parser.add_argument("--model", default="embedded-s")
     parser.add_argument("--larger", default="embedded-m")
     options = parser.parse_args()
-    for name, figure in every(*(Stored(options.results, model)
-                                for model in (options.model, options.larger))):
-        plt.close(figures.save(figure, options.output, name))
-        print(options.output / name)
+    with ProcessPoolExecutor(2) as pool:  # one after the other they take more than a minute
+        for names in pool.map(partial(draw, options), (diagnosis, cure)):
+            print(*(options.output / name for name in names), sep="\n")
     bench.draw(bench.tables_of(paths.bench("full")), options.output)
 
 

@@ -80,7 +80,7 @@ def recovery(summary: pd.DataFrame, model: str) -> Figure:
     for axes in panels[-1]:
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "no\ncontext"])
         axes.set_xlabel("pruning rate")
-    style.shared_legend(figure, *panels[0])
+    style.shared_legend(figure, *panels[:, 0])
     figure.suptitle(f"{model}: answers behind a pruned context, the paper's rule "
                     f"(n = {summary['n_images'].max()} images, 95 % intervals)", fontsize=8)
     return figure
