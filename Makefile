@@ -20,6 +20,7 @@ env: ## the virtual environment of requirements.lock in VENV=.venv, made with PY
 
 study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full (what is committed)
 	$(SNAKEMAKE) --config profile=$(PROFILE)
+	@echo "Now read the notebooks in $(if $(filter full,$(PROFILE)),notebooks,build/$(PROFILE)); README.md says what the full profile found."
 
 figures: env ## draw every figure again from stored rows, without a model (under a minute)
 	$(BIN)/python -m vdp_utils.redraw

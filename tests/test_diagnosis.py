@@ -184,6 +184,10 @@ def test_f2_s_summary_and_places_are_accuracies(text_rows):
     places = f2.places(text_rows[text_rows["context_kind"] == "other"])
     assert len(summary) == 6 * len(LENGTHS) and len(places) == 3 * len(LENGTHS)
     assert set(places["image"]) == {"words", "words_middle", "words_last"}
+    last = text_rows["image"] == "words_last"
+    lacking = text_rows[~(last & (text_rows["context_length"] == max(LENGTHS)))]
+    fewer = f2.places(lacking[lacking["context_kind"] == "other"])
+    assert set(fewer["context_length"]) == set(LENGTHS) - {max(LENGTHS)}
     right = text_rows.groupby(["context_kind", "image", "context_length"])["correct"].mean()
     for line in summary.itertuples():
         expected = right[line.context_kind, line.image, line.context_length]

@@ -60,7 +60,7 @@ def table_with(gains, images=50, lengths=(128, 512), rates=(0.5, 0.9)):
 def test_the_verdict_follows_the_rule(gains, expected):
     found = ranking.answers(table_with(gains))
     table = ranking.tests(found)
-    verdict = ranking.verdict(table, found)
+    verdict = ranking.verdict(table)
     assert (verdict.finding, verdict.verdict, verdict.n) == ("F7", expected, 50)
     assert verdict.estimate.value == pytest.approx(gains["received"] - gains["random"], abs=0.05)
     assert table["mean_rank"].is_monotonic_increasing

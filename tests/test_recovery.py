@@ -248,10 +248,14 @@ def test_a_length_measured_behind_one_kind_only_is_no_matter(monkeypatch):
     assert len(recovery.tests(rows)) == 3 * 2
 
 
-def test_the_longest_context_is_asked_of_one_kind(lvlm):
-    asked = {(one.context_kind, one.context_length)
-             for one in recovery.own_conditions(lvlm, (0, recovery.FAR, 2 * recovery.FAR))}
-    assert ("mentions", 2 * recovery.FAR) in asked and ("other", 2 * recovery.FAR) not in asked
+def test_far_contexts_are_asked_at_few_rates_and_with_the_own_image(lvlm):
+    near, far = recovery.NEAR, 2 * recovery.NEAR
+    asked = recovery.conditions(lvlm, (0, near, far), told_length=near)
+    rates = {(one.context_kind, one.context_length, one.image): one.rates for one in asked}
+    for kind in ("other", "mentions"):
+        assert rates[kind, 0, "own"] == () and rates[kind, near, "own"] == recovery.RATES
+        assert rates[kind, far, "own"] == rates[kind, near, "swapped"] == recovery.FEW_RATES
+        assert (kind, far, "swapped") not in rates
 
 
 def test_rows_without_the_anchor_are_refused():

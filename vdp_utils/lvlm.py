@@ -29,6 +29,7 @@ from vdp_utils.tokens import image_token_id
 MODELS = ROOT / "data" / "models"
 SIZES = {"s": 6, "m": 12, "l": 30}  # decoder layers kept from the bottom of the base model
 PATCH = 16  # pixels; (SIZE / PATCH)**2 = 100 visual tokens
+WEIGHTS = {".safetensors", ".bin"}  # how the names of files of weights end
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}"
@@ -109,7 +110,7 @@ def file_hash(path: Path) -> str:
 
 
 def _folder_hash(folder: Path) -> str:
-    digests = [file_hash(p) for p in sorted(folder.glob("*.safetensors"))]
+    digests = [file_hash(p) for p in sorted(folder.glob("*")) if p.suffix in WEIGHTS]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
 

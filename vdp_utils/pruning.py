@@ -47,6 +47,7 @@ class Kept:
     real: torch.Tensor
     length: int  # of the prompt before
     next_position: torch.Tensor | None = None  # (B,): of the next token
+    seen: torch.Tensor | None = None  # (B, m): positions of all keys, where a cache holds some
 
     def mask2d(self, after: int) -> torch.Tensor:
         """int64 (B, n + after): the padding mask once `after` tokens follow the prompt."""
@@ -82,15 +83,15 @@ class Kept:
 
     def mask4d(self, mask: torch.Tensor | None) -> torch.Tensor | None:
         """The kept rows and columns of an attention mask (B or 1, 1, L, L); None stays causal."""
-        count = self.index.shape[1]
-        if mask is None:
-            if bool(self.real.all()):
-                return None
-            mask = torch.ones(1, 1, self.length, self.length, dtype=torch.bool,
-                              device=self.index.device).tril()
-        mask = take(take(mask, self.index, 2), self.index, 3)
-        if not bool(self.real.all()):  # a filled-up place is seen by itself only
-            own = torch.eye(count, dtype=torch.bool, device=mask.device)
+        keys, full = self.index if self.seen is None else self.seen, bool(self.real.all())
+        if mask is not None:
+            mask = take(take(mask, self.index, 2), keys, 3)
+        elif full and keys is self.index:
+            return None
+        else:
+            mask = (self.index[:, :, None] >= keys[:, None])[:, None]
+        if not full:  # a filled-up place is seen by itself only
+            own = torch.eye(self.index.shape[1], dtype=torch.bool, device=mask.device)
             seen = self.real[:, None, None, :] | own
             mask = (mask & seen) if mask.dtype == torch.bool else mask.masked_fill(
                 ~seen, torch.finfo(mask.dtype).min)

@@ -19,7 +19,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.tokens import Kind
 
 NAME = "vdp_recorded"  # of the attention implementation
-BLOCK_BYTES = {"cpu": 4 * 2**20, "cuda": 256 * 2**20}  # of probabilities held at once
+BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # of probabilities held at once
+BLOCK_ROWS = {"cpu": 256}  # queries at most: longer blocks work out more that causality hides
 _ACTIVE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # attention module -> recorders
 _OPEN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # decoder -> _Opened
 
@@ -226,7 +227,7 @@ def blocked_attention(query, key, value, mask, scaling, valid=None, scratch=None
     valid = None if valid is None else valid.expand(batch, -1)
     output = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=device)
     received = torch.zeros(batch * kv_heads, groups, keys, device=device)
-    rows = min(rows, count)
+    rows = min(rows, count, BLOCK_ROWS.get(device.type, rows))
     corner = torch.full((rows, rows), -torch.inf, device=device).triu(1)
     reuse = not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad))
     scratch = {} if scratch is None else scratch
@@ -263,6 +264,11 @@ def blocked_attention(query, key, value, mask, scaling, valid=None, scratch=None
     return (output.view(batch, heads, count, -1), received.view(batch, heads, keys))
 
 
+def visible(mask: torch.Tensor) -> torch.Tensor:
+    """bool: where an attention mask, boolean or additive, lets a query see a key."""
+    return mask if mask.dtype == torch.bool else mask >= 0
+
+
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     recorders = [r for r in _ACTIVE.get(module, ())
                  if r.decoding or query.shape[2] > 1 or key.shape[2] == 1]
@@ -274,9 +280,7 @@ def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=N
             raise VDPError(f"attention with {name} cannot be recorded")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     count, keys = query.shape[2], key.shape[2]
-    mask = attention_mask
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask >= 0
+    mask = None if attention_mask is None else visible(attention_mask)
     if mask is None and not kwargs.get("is_causal", getattr(module, "is_causal", True)):
         mask = torch.ones(1, 1, count, keys, dtype=torch.bool, device=query.device)
     output = None

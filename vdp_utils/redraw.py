@@ -10,7 +10,7 @@ import pandas as pd
 
 from vdp_utils import bench, figures, paths
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (NEAR, NEUTRAL_AND_LURING, PRESENCE, attention, concentration, cost,
+from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, concentration, cost,
                                 decline, priors, proportion, ranking, recovery, text_control)
 from vdp_utils.lvlm import MODELS, manifest
 from vdp_utils.prompts import one_pair, presence_samples
@@ -52,8 +52,7 @@ def of_each_size(stored: Stored):
     told = rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]
     yield "fig02_text_only_control", figures.text_control(
         text_control.summary(told[told["image"].isin(text_control.IMAGES)]),
-        text_control.places(told[(told["context_kind"] == "other")
-                                 & (told["context_length"] <= NEAR)]), trained, model)
+        text_control.places(told[told["context_kind"] == "other"]), trained, model)
     found = priors.pairs(told)
     yield "fig03_prior_consistency", figures.priors(
         priors.summary(found), priors.by_prior(found), trained, model)

@@ -149,13 +149,15 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
     figure, (left, slow, right) = plt.subplots(1, 3, figsize=(WIDE, 3.6),
                                                width_ratios=(1.9, 0.5, 1.4))
     front = table[table["front"]]
-    for axes, part in ((left, table[table["time"] <= FAST]), (slow, table[table["time"] > FAST])):
+    for axes in (left, slow):
         axes.plot("time", "accuracy", data=front, color="0.4", linewidth=0.9, zorder=0, label="")
+    for number, group in enumerate((*GROUP_LOOKS, "no pruning")):
+        left.plot([], [], MARKERS[number], color=PALETTE[number], label=group)
+    for axes, part in ((left, table[table["time"] <= FAST]), (slow, table[table["time"] > FAST])):
         for number, group in enumerate((*GROUP_LOOKS, "no pruning")):
             mine = part[part["group"] == group]
             axes.scatter(mine["time"], mine["accuracy"], 10 + 22 * mine["rate"] ** 2,
                          color=PALETTE[number], marker=MARKERS[number], linewidth=0)
-            left.plot([], [], MARKERS[number], color=PALETTE[number], label=group)
         axes.set_ylim(-0.03, 1.03)
         _named(axes, part[part["front"] | part["group"].isin(["the paper's rule", "no pruning"])])
     left.set_xlim(0.46, 1.28)
@@ -168,21 +170,18 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
     kinds = [kind for kind in style.KINDS if kind in set(longer["context_kind"])]
     for number, (length, part) in enumerate(longer.groupby("context_length")):
         for kind in kinds:
-            mine = part[part["context_kind"] == kind].sort_values("time")
+            mine = part[part["context_kind"] == kind]
             marker, line = style.KINDS[kind][1:]
             if len(mine):
-                right.errorbar(mine["time"], mine["value"], linestyle=line, marker=marker,
-                               yerr=(mine["value"] - mine["low"], mine["high"] - mine["value"]),
-                               color=PALETTE[number], elinewidth=0.8,
-                               label=f"{style.short(int(length))}, {kind}")
+                style.curve(right, mine, number, "time", marker=marker, line=line, spread=0,
+                            label=f"{style.short(int(length))}, {kind}")
     right.set(ylim=(-0.03, 1.03), xlim=(0.2, 1.05), yticklabels=[],
               title="the paper's rule, longer contexts\n(right to left: rates 0, 0.5, 0.7, 0.9)")
     for axes in (left, slow, right):
         axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
     left.set_xlabel("time to first token / no pruning's")
     right.set_xlabel("time to first token / no pruning's")
-    found = dict(zip(*reversed(left.get_legend_handles_labels())))
-    figure.legend(found.values(), found, loc="outside lower left", ncols=3)
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     figure.suptitle(f"{model}: what accuracy costs in time (accuracy: n = "
                     f"{longer['n_images'].max()} images)", fontsize=8)

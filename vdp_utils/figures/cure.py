@@ -160,9 +160,7 @@ def strategies(tests: pd.DataFrame, cells: pd.DataFrame, difference: float, mode
     for number, group in enumerate(GROUP_LOOKS):
         mine = (tests["group"] == group).to_numpy()
         part = tests[mine]
-        left.errorbar(part["gain"], places[mine], linestyle="none", marker=MARKERS[number],
-                      xerr=(part["gain"] - part["gain_low"], part["gain_high"] - part["gain"]),
-                      color=PALETTE[number], label=group, elinewidth=0.8)
+        style.gains(left, part, places[mine], number, group)
         right.plot(part["mean_rank"], places[mine], MARKERS[number], color=PALETTE[number])
     left.axvline(0, color="0.4", linewidth=0.8)
     chance = tests.loc[tests["strategy"] == "random", "gain"]
@@ -213,10 +211,7 @@ def ablations(table: pd.DataFrame, model: str) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDE, 0.17 * rows.max() + 0.9))
     for number, group in enumerate(groups):
         mine = table["group"] == group
-        part = table[mine]
-        axes.errorbar(part["gain"], -rows[mine], linestyle="none", marker=MARKERS[number],
-                      xerr=(part["gain"] - part["gain_low"], part["gain_high"] - part["gain"]),
-                      color=PALETTE[number], label=group, elinewidth=0.8)
+        style.gains(axes, table[mine], -rows[mine], number, group)
     for line, row in zip(table.itertuples(), rows):
         if line.behind_p < 0.05:
             axes.annotate("*", (line.gain_high, -row), xytext=(4, -4), textcoords="offset points")

@@ -227,20 +227,22 @@ def attention_and_cause(table: pd.DataFrame, model: str) -> Figure:
     kinds = [kind for kind in KINDS if kind in set(table["context_kind"])]
     figure, panels = plt.subplots(1, len(kinds), figsize=(WIDE, 2.7), sharey=True, squeeze=False)
     lengths = sorted(table["context_length"].unique())
-    chosen = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]})
+    longest = table.groupby("context_kind")["context_length"].max()  # not of every kind the same
+    chosen = sorted({lengths[0], lengths[len(lengths) // 2], *longest})
+    names = sorted(table["layer"].unique(), key=lambda name: (name == "mean", name.rjust(3)))
     for axes, kind in zip(panels[0], kinds):
         for number, length in enumerate(chosen):
             part = table[(table["context_kind"] == kind) & (table["context_length"] == length)]
-            names = sorted(part["layer"], key=lambda name: (name == "mean", name.rjust(3)))
-            part = part.set_index("layer").loc[names].assign(place=np.arange(len(names)))
-            style.curve(axes, part.assign(place=part["place"] + 0.15 * (number - 1)), number,
-                        "place", label=f"{length} context tokens", line="none", spread=0)
+            if len(part):  # some lengths were measured behind one kind alone
+                places = part["layer"].map(names.index) + 0.15 * (number - (len(chosen) - 1) / 2)
+                style.curve(axes, part.assign(place=places), number, "place", line="none",
+                            label=f"{length} context tokens", spread=0)
         axes.axhline(0, color="0.4", linewidth=0.8)
         axes.set_xticks(range(len(names)), names)
         axes.set_xlabel("layer")
         axes.set_title(KINDS[kind][0])
     panels[0][0].set_ylabel("Spearman's rank correlation")
-    style.shared_legend(figure, panels[0][0])
+    style.shared_legend(figure, *panels[0])
     figure.suptitle(f"{model}: does more attention on the image mean that the image decides more? "
                     f"(n = {table['n_images'].max()} images)", fontsize=8)
     return figure

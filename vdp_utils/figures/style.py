@@ -45,6 +45,16 @@ def curve(axes, part: pd.DataFrame, number: int = 0, x: str = "context_length", 
                   elinewidth=0.8, capsize=1.5)
 
 
+def gains(axes, part: pd.DataFrame, places, number: int, label: str) -> None:
+    """Estimates with their intervals lying at the heights `places`, in the look of a number.
+
+    `part` has the columns gain, gain_low and gain_high.
+    """
+    axes.errorbar(part["gain"], places, linestyle="none", marker=MARKERS[number],
+                  xerr=(part["gain"] - part["gain_low"], part["gain_high"] - part["gain"]),
+                  color=PALETTE[number], label=label, elinewidth=0.8)
+
+
 def kind_curve(axes, part: pd.DataFrame, kind: str) -> None:
     """`curve` in the look of a context kind."""
     label, marker, line = KINDS[kind]

@@ -138,7 +138,7 @@ def over_layers(table: pd.DataFrame, correlations: pd.DataFrame) -> pd.DataFrame
 
 def first_questions(maps: pd.DataFrame) -> pd.DataFrame:
     """Maps of each image's first question whose answer is yes: there is something to look at."""
-    yes = maps[maps["answer"] == "yes"].sort_values("question_id")
+    yes = maps[maps["answer"] == "yes"].sort_values("question_id", key=lambda ids: ids.astype(int))
     return yes.groupby(["image_id", "context_length"], as_index=False).first()
 
 

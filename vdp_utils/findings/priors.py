@@ -9,11 +9,12 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
+from vdp_utils.findings import NEUTRAL_AND_LURING
 from vdp_utils.measure import presence_conditions
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "none", "blank", "swapped")
+NEAR = 1024  # context tokens up to which `conditions` asks everything
 RULE = (
     "For each context kind: from the shortest to the longest context, the agreement of the answers "
     "with and without the image rises (paired difference over images, 95 % BCa interval above 0), "
@@ -26,10 +27,12 @@ KEYS = ["image_id", "question_id", "context_kind", "context_length"]
 
 
 def conditions(lvlm, lengths) -> list:
-    """With and without the image at all lengths, blanked and swapped at those up to NEAR."""
+    """With the image, without it, and with it blanked and swapped: these two, where the text
+    lures, up to NEAR only."""
     near = [length for length in lengths if length <= NEAR]
     return (presence_conditions(lvlm, NEUTRAL_AND_LURING, lengths, IMAGES[:2])
-            + presence_conditions(lvlm, NEUTRAL_AND_LURING, near, IMAGES[2:]))
+            + presence_conditions(lvlm, ["other"], lengths, IMAGES[2:])
+            + presence_conditions(lvlm, ["mentions"], near, IMAGES[2:]))
 
 
 def pairs(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from scipy.stats import rankdata, studentized_range
 
 from vdp_utils import pruned, stats
 from vdp_utils.pruned import NONE
-from vdp_utils.stats import Verdict
+from vdp_utils.stats import Estimate, Verdict
 
 STRATEGIES = "F7_F9_strategies"  # the table of answers by strategy
 KIND = "mentions"  # at these lengths only its lures cost accuracy (notebook 01)
@@ -128,7 +128,8 @@ def tests(found: pd.DataFrame) -> pd.DataFrame:
         lines.append(dict(strategy=name, group=GROUPS[name], accuracy=accuracy.value,
                           **_difference(part, pool[NONE], "gain"),
                           **_difference(pool[PAPER], part, "behind"),
-                          mean_rank=ranks[name], n_images=accuracy.n_images))
+                          mean_rank=ranks[name], n_images=accuracy.n_images,
+                          n_rows=accuracy.n_rows))
     table = pd.DataFrame(lines)
     other = table["strategy"] != PAPER
     table["gain_p"] = stats.holm(table["gain_p"])
@@ -176,14 +177,15 @@ def ablations(rows: pd.DataFrame) -> pd.DataFrame:
         order.index) if x.name == "group" else x).reset_index(drop=True)
 
 
-def verdict(table: pd.DataFrame, found: pd.DataFrame) -> Verdict:
+def verdict(table: pd.DataFrame) -> Verdict:
     """The verdict by RULE from `tests`."""
     context = table[~table["group"].eq("drops the image") & table["strategy"].ne("inverse")]
     robust = bool(((context["gain_low"] > 0) & (context["gain_p"] < 0.05)).all())
     rivals = table[table["strategy"].isin([CHANCE, *METHODS])]
     better = bool(((rivals["behind_low"] > 0) & (rivals["behind_p"] < 0.05)).all())
-    pool = dict(iter(pooled(found).groupby("strategy")))
-    lead = stats.balanced_accuracy_difference(pool[PAPER], pool[CHANCE])
+    chance = table.set_index("strategy").loc[CHANCE]
+    lead = Estimate(chance["behind"], chance["behind_low"], chance["behind_high"],
+                    int(chance["n_images"]), int(chance["n_rows"]))
     return Verdict("F7", "The gain is robust to the strategy, and the paper's rule is better",
                    stats.judge(robust and better, robust or better),
                    "balanced accuracy, the paper's rule minus random tokens", lead, lead.n_images,

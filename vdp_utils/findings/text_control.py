@@ -5,16 +5,23 @@ import pandas as pd
 from vdp_utils import stats
 from vdp_utils.errors import VDPError
 from vdp_utils.findings.decline import ends
+from vdp_utils.measure import presence_conditions
 from vdp_utils.prompts import PLACES
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "words")  # the scene as an image, and told in words in the image's place
+NEAR = 1024  # context tokens up to which they are told elsewhere too: each place costs a pass
 RULE = (
     "For each context kind and two spans, from no context to the longest context of the model's "
     "training and to the longest of all: the loss of balanced accuracy with the image minus the "
     "loss with the scene in words (a difference in differences, paired over images) has a 95 % "
     "BCa interval above 0. Reproduced if this holds for every kind and span, partly if for at "
     "least one, else not reproduced.")
+
+
+def place_conditions(lvlm, lengths) -> list:
+    """The words before, amid and after contexts of one kind, up to NEAR."""
+    return presence_conditions(lvlm, ["other"], [n for n in lengths if n <= NEAR], PLACES)
 
 
 def summary(rows: pd.DataFrame, columns=("context_kind", "image")) -> pd.DataFrame:
@@ -64,10 +71,11 @@ def _more_with_image(rows: pd.DataFrame) -> Estimate:
 def places(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by where in the context the scene is told: rows of `PLACES` of one context kind.
 
-    Empty where it is told in one place only: there is nothing to compare.
+    At the lengths at which it is told in all of them: elsewhere there is nothing to compare.
     """
     told = rows[rows["image"].isin(PLACES)]
-    return summary(told if told["image"].nunique() > 1 else told[:0], ("image",))
+    known = told.groupby("context_length")["image"].transform("nunique")
+    return summary(told[known == len(PLACES)], ("image",))
 
 
 def verdict(table: pd.DataFrame, rows: pd.DataFrame) -> Verdict:

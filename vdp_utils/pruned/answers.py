@@ -32,14 +32,10 @@ def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
         context = int((first.kinds == Kind.CONTEXT).sum())
         found = [(NONE, 0.0, *first.answer, context)]
         for rate in one.rates:
-            for strategy in one.strategies if one.way != "inflight" else ():
-                found.append((strategy, rate, *_answer(lvlm, prefix, asking, question, first.kinds,
-                                                       one, strategy, rate)))
-            if one.way == "inflight":
-                stays = torch.stack([first.staying(text, rate) for text in one.strategies])
-                kept = (stays & (first.kinds == Kind.CONTEXT)).sum(1).tolist()
-                found += [(text, rate, *answer, count) for text, answer, count in zip(
-                    one.strategies, first.go_on(stays), kept)]
+            answers = (_in_flight(first, one.strategies, rate) if one.way == "inflight" else
+                       [_answer(lvlm, prefix, asking, question, first.kinds, one, text, rate)
+                        for text in one.strategies])
+            found += [(text, rate, *answer) for text, answer in zip(one.strategies, answers)]
         for strategy, rate, scores, mass, kept in found:
             rows.append(dict(
                 key=pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
@@ -49,6 +45,13 @@ def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
                 positions=one.positions, **judged(question, scores), kept_tokens=kept,
                 attention=halves(mass)))
     return rows
+
+
+def _in_flight(first: Unpruned, strategies, rate: float) -> list[tuple]:
+    """What `_answer` gives, of every strategy, each going on from one unpruned pass."""
+    stays = torch.stack([first.staying(text, rate) for text in strategies])
+    kept = (stays & (first.kinds == Kind.CONTEXT)).sum(1).tolist()
+    return [(*answer, count) for answer, count in zip(first.go_on(stays), kept)]
 
 
 def _answer(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: AnswerCondition,

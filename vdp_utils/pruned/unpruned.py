@@ -10,8 +10,8 @@ from vdp_utils.lvlm import LVLM
 from vdp_utils.measure import kinds_of
 from vdp_utils.prompts import Prompt
 from vdp_utils.pruned.conditions import parsed
-from vdp_utils.pruning import ContextPruner, Kept, droppable, staying, take
-from vdp_utils.recording import decoder_of, record
+from vdp_utils.pruning import ContextPruner, Kept, droppable, staying
+from vdp_utils.recording import decoder_of, record, visible
 from vdp_utils.strategies import Evidence, find_strategy
 from vdp_utils.tokens import Kind, pieces
 
@@ -63,7 +63,7 @@ class Unpruned:
         start = int((self.kinds == Kind.CONTEXT).int().argmax())
         masks = [kwargs.get("attention_mask") for _, kwargs in self.calls]
         plain = all(type(layer) is DynamicLayer for layer in self.cache.layers)
-        ahead = any(mask is not None and _open(mask)[..., :start, start:].any() for mask in masks)
+        ahead = any(mask is not None and visible(mask)[..., :start, start:].any() for mask in masks)
         return start if plain and not ahead else 0
 
     def _scores(self, logits: torch.Tensor) -> list[float]:
@@ -113,17 +113,16 @@ class Unpruned:
     def _batch(self, index: torch.Tensor, start: int):
         """`index` (sets, n), of which the first `start` tokens are as in the unpruned pass."""
         rest = index[:, start:]
-        kept = Kept(rest, torch.ones_like(rest, dtype=torch.bool), len(self.kinds))
+        kept = Kept(rest, torch.ones_like(rest, dtype=torch.bool), len(self.kinds),
+                    seen=index if start else None)
         hidden, masks = None, {}
         layers = range(self.layer + 1, len(self.decoder.layers))
         with record(self.lvlm.model, mass="last", layers=layers,
                     kinds=self.kinds[index]) as recording:
             for layer, (args, kwargs) in zip(self.decoder.layers[self.layer + 1:], self.calls):
-                whole = kwargs.get("attention_mask")
                 (first, *more), kwargs = kept.shortened(args, kwargs, masks)
                 if start:
-                    kwargs |= dict(past_key_values=_Behind(self.cache, start, len(index)),
-                                   attention_mask=_behind(whole, rest, index))
+                    kwargs["past_key_values"] = _Behind(self.cache, start, len(index))
                 hidden = layer(first if hidden is None else hidden, *more, **kwargs)
         logits = self.lvlm.model.get_output_embeddings()(self.decoder.norm(hidden[:, -1]))
         early = self.masses[:self.layer + 1]
@@ -142,20 +141,6 @@ class _Behind:
         old = self.cache.layers[layer]
         return tuple(torch.cat([x[:, :, :self.start].expand(self.sets, -1, -1, -1), y], 2)
                      for x, y in ((old.keys, keys), (old.values, values)))
-
-
-def _open(mask: torch.Tensor) -> torch.Tensor:
-    """bool: where an attention mask lets a query see a key."""
-    return mask if mask.dtype == torch.bool else mask >= 0
-
-
-def _behind(mask: torch.Tensor | None, rest: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The rows `rest` and columns `index` of an attention mask; None is causal."""
-    if mask is None:
-        shape = rest.shape[1], index.shape[1]
-        return torch.ones(shape, dtype=torch.bool, device=index.device).tril(
-            shape[1] - shape[0])[None, None]
-    return take(take(mask, rest, 2), index, 3)
 
 
 def bears_on(texts: list[str], nouns) -> np.ndarray:
