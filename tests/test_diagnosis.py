@@ -1034,6 +1034,15 @@ def test_f5_s_figure_draws_the_correlations_by_layer(correlations):
     assert "embedded-s" in figure.get_suptitle() and "n = 15 images" in figure.get_suptitle()
 
 
+def test_f5_s_figure_draws_each_kind_up_to_its_own_longest_context(correlations):
+    short = (correlations["context_kind"] == PAIR[1]) & (correlations["context_length"] > 512)
+    figure = figures.attention_and_cause(correlations[~short], "embedded-s")
+    whole, lacking = figure.axes
+    assert labels(whole) == legend(figure) == [f"{n} context tokens" for n in (0, 512, 1024)]
+    assert labels(lacking) == [f"{n} context tokens" for n in (0, 512)]
+    assert ticks(lacking.xaxis) == ["0", "1", "2", "mean"]
+
+
 def test_f5_s_layers_stand_in_their_order_also_beyond_ten():
     table = pd.DataFrame(
         dict(context_kind="other", context_length=length, layer=name, value=place / 20,
