@@ -22,7 +22,7 @@ study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full
 	$(SNAKEMAKE) --config profile=$(PROFILE)
 	@echo "Now read the notebooks in $(if $(filter full,$(PROFILE)),notebooks,build/$(PROFILE)); README.md says what the full profile found."
 
-figures: env ## draw every figure again from stored rows, without a model (under a minute)
+figures: env ## draw every figure again from stored rows, without a model (about a minute)
 	$(BIN)/python -m vdp_utils.redraw
 
 # Huge pages: in ordinary ones the same run takes 0.9 or 1.3 times as long, by chance of placement.

@@ -373,14 +373,15 @@ def test_missing_values_and_single_images_are_refused():
 
 @repeatable
 @given(st.data())
-def test_weighted_ranks_are_those_of_values_repeated(data):
+def test_ranks_of_drawn_images_are_those_of_values_repeated(data):
     values = data.draw(st.lists(st.one_of(
         st.integers(-3, 3), st.floats(-10, 10, allow_nan=False)), min_size=1, max_size=12))
-    line = st.lists(st.integers(0, 4), min_size=len(values), max_size=len(values)).filter(any)
-    weights = np.array(data.draw(st.lists(line, min_size=1, max_size=3)))
     values = np.array(values, dtype=float)
-    found = stats._weighted_ranks(values, weights.astype(float))
-    assert found.shape == weights.shape
+    image = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(values),
+                                        max_size=len(values))))
+    weights = np.array(data.draw(st.lists(
+        st.lists(st.integers(0, 4), min_size=4, max_size=4), min_size=1, max_size=3)))
+    found, weights = weights @ stats._rank_shares(values, image, 4), weights[:, image]
     for ranks, times in zip(found, weights):
         expected = scipy_stats.rankdata(np.repeat(values, times), method="average")
         np.testing.assert_allclose(np.repeat(ranks, times) + 0.5, expected)

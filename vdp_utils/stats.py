@@ -202,35 +202,44 @@ def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> Estimate:
     values = rows[[x, y]].to_numpy(float).T
     images, image = np.unique(rows["image_id"].to_numpy(str), return_inverse=True)
 
-    def correlation(weights):
-        """(samples,) from how often each row is drawn (samples, rows)."""
-        ranks = [_weighted_ranks(value, weights) for value in values]
-        n = weights.sum(1, keepdims=True)
-        a, b = (rank - (weights * rank).sum(1, keepdims=True) / n for rank in ranks)
+    ranks = [_rank_shares(value, image, len(images)) for value in values]
+
+    def correlation(times):
+        weights, n = times[:, image], (times @ np.bincount(image))[:, None]
+        a, b = (times @ share for share in ranks)
+        a, b = (rank - (weights * rank).sum(1, keepdims=True) / n for rank in (a, b))
         scale = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
         return np.where(scale > 1e-9, (weights * a * b).sum(1) / np.maximum(scale, 1e-9), 0.0)
 
-    return Estimate(*bca(_over_images(correlation, len(images), image), np.arange(len(images))),
+    return Estimate(*bca(_over_images(correlation, len(images)), np.arange(len(images))),
                     len(images), len(rows))
 
 
-def _weighted_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return mean ranks (samples, rows) of `values` (rows,), each row counted `weights` times."""
-    distinct, place = np.unique(values, return_inverse=True)
-    order = np.argsort(place, kind="stable")
-    starts = np.searchsorted(place[order], np.arange(len(distinct)))
-    counts = np.add.reduceat(weights[:, order], starts, axis=1)
-    return (counts.cumsum(1) - counts / 2)[:, place]
+def _rank_shares(values: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
+    """Return (images, rows): what one draw of an image adds to the mean rank of each row.
+
+    Rows of less value count one, equal ones a half. `times @ shares` are then the mean ranks, less
+    a half, of (samples, images) draws: a matrix product instead of a sort for each sample.
+    """
+    shares = np.empty((count, len(values)))
+    for number in range(count):
+        own = np.sort(values[image == number])
+        shares[number] = np.searchsorted(own, values) + np.searchsorted(own, values, "right")
+    return shares / 2
 
 
-def _over_images(statistic, count: int, image: np.ndarray):
-    """Return a statistic of drawn image numbers from one of row weights (samples, rows)."""
+def _over_images(statistic, count: int):
+    """Return a statistic of drawn image numbers from one of how often each is drawn.
+
+    `statistic` takes (samples, images), and gives (samples,).
+    """
     def drawn_statistic(drawn, axis=-1):
         drawn = np.moveaxis(np.asarray(drawn, dtype=int), axis, -1)
         flat = drawn.reshape(-1, drawn.shape[-1])
-        times = np.zeros((len(flat), count))
-        np.add.at(times, (np.arange(len(flat))[:, None], flat), 1)
-        found = [statistic(part[:, image]) for part in np.array_split(times, -(-len(flat) // 256))]
+        place = flat + count * np.arange(len(flat))[:, None]
+        times = np.bincount(place.ravel(), minlength=count * len(flat)).reshape(-1, count)
+        found = [statistic(part.astype(float))
+                 for part in np.array_split(times, -(-len(flat) // 256))]
         return np.concatenate(found).reshape(drawn.shape[:-1])
 
     return drawn_statistic
@@ -431,8 +440,9 @@ def regression_effect(rows: pd.DataFrame, outcome: str, predictors: Sequence[str
     images, image = np.unique(rows["image_id"].to_numpy(str), return_inverse=True)
     whole = regression(x, y, np.ones((1, len(x))), logistic)
 
-    def coefficient(weights):
-        return regression(x, y, weights, logistic, whole)[:, list(predictors).index(effect)]
+    def coefficient(times):
+        found = regression(x, y, times[:, image], logistic, whole)
+        return found[:, list(predictors).index(effect)]
 
-    return Estimate(*bca(_over_images(coefficient, len(images), image), np.arange(len(images))),
+    return Estimate(*bca(_over_images(coefficient, len(images)), np.arange(len(images))),
                     len(images), len(rows))

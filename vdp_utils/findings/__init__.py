@@ -15,6 +15,7 @@ from vdp_utils.stats import Estimate, Verdict
 PRESENCE = "F1_F5_presence"  # the table of rows that findings F1 to F5 share
 KINDS = ("same", "other", "mentions")
 NEUTRAL_AND_LURING = ("other", "mentions")  # where every kind would cost too much
+NEAR = 1024  # context tokens up to which further controls are measured, for the same reason
 
 
 def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind",

@@ -9,12 +9,11 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEUTRAL_AND_LURING
+from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
 from vdp_utils.measure import presence_conditions
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "none", "blank", "swapped")
-NEAR = 1024  # context tokens up to which `conditions` asks everything
 RULE = (
     "For each context kind: from the shortest to the longest context, the agreement of the answers "
     "with and without the image rises (paired difference over images, 95 % BCa interval above 0), "

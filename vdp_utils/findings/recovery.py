@@ -5,7 +5,7 @@ import pandas as pd
 
 from vdp_utils import findings, pruned, stats
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEUTRAL_AND_LURING
+from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
 from vdp_utils.findings.priors import divergence, with_log_chances
 from vdp_utils.stats import Estimate, Verdict
 from vdp_utils.tokens import Kind
@@ -14,7 +14,6 @@ PRUNED = "F6_F9_pruned"  # the table of answers under pruning
 LENGTHS = (0, 512, 1024, 2048, 4096)
 LARGER_LENGTHS = (0, 512)  # of size M, at few rates each: more would cost too much
 RATES = tuple(n / 10 for n in range(1, 10))
-NEAR = 1024  # context tokens beyond which few rates are asked, and no swapped images
 FEW_RATES = (0.5, 0.7, 0.9)  # beyond NEAR, and with the image swapped: each costs a pass
 RATE = 0.5  # which the rule looks at
 EXAMPLES, SHOWN = "F6_examples", 2  # the table of what is kept, and how many samples are drawn

@@ -4,13 +4,13 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.errors import VDPError
+from vdp_utils.findings import NEAR
 from vdp_utils.findings.decline import ends
 from vdp_utils.measure import presence_conditions
 from vdp_utils.prompts import PLACES
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "words")  # the scene as an image, and told in words in the image's place
-NEAR = 1024  # context tokens up to which they are told elsewhere too: each place costs a pass
 RULE = (
     "For each context kind and two spans, from no context to the longest context of the model's "
     "training and to the longest of all: the loss of balanced accuracy with the image minus the "
