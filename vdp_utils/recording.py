@@ -192,10 +192,10 @@ def _rows(query, key, mask, at, scaling) -> torch.Tensor:
     """Attention probabilities float32 (B, heads, Q, keys) of the queries `at` (B, Q)."""
     batch, heads, count, width = query.shape
     index = at.expand(batch, -1)[:, None, :, None].expand(-1, heads, -1, width)
-    chosen = query.gather(2, index).unflatten(1, (key.shape[1], -1))
-    scores = (chosen * scaling) @ key[:, :, None].transpose(-1, -2)
-    scores = scores.flatten(1, 2).float()
-    return scores.masked_fill(~_visible(mask, at, count, key.shape[2]), -torch.inf).softmax(-1)
+    chosen = (query.gather(2, index) * scaling).reshape(batch * key.shape[1], -1, width)
+    scores = chosen @ key.flatten(0, 1).transpose(1, 2)  # of a group at once: keys are not copied
+    scores = scores.view(batch, heads, -1, key.shape[2]).float()
+    return scores.masked_fill_(~_visible(mask, at, count, key.shape[2]), -torch.inf).softmax(-1)
 
 
 def _room(scratch: dict, number: int, kind: torch.dtype, device) -> torch.Tensor:
