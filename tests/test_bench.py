@@ -36,6 +36,16 @@ def test_recording_is_compared_with_plain_and_eager_attention(model):
     assert decoder_of(model).config._attn_implementation == "sdpa"
 
 
+def test_a_ratio_is_the_median_over_rounds_beside_its_quartiles(model, monkeypatch):
+    rounds = {"SDPA": [1.0, 2.0, 4.0], "all queries": [3.0, 2.0, 4.4], "question": [1.0, 3.0, 8.0]}
+    monkeypatch.setattr(bench, "EAGER_MAPS", 0)
+    monkeypatch.setattr(bench, "alternate", lambda repeats, **tasks: rounds)
+    table = bench.recording_table(model, 80, repeats=3).set_index("setting")
+    assert table.loc["all queries", ["low", "ratio", "high"]].tolist() == pytest.approx(
+        [1.05, 1.1, 2.05])  # medians would give 3 / 2
+    assert table["seconds"].tolist() == [2, 3, 3]
+
+
 def test_eager_is_left_out_where_its_maps_would_not_fit(model, monkeypatch):
     monkeypatch.setattr(bench, "EAGER_MAPS", 1000)
     assert "eager, all maps" not in set(bench.recording_table(model, 80, repeats=1)["setting"])
@@ -54,6 +64,20 @@ def test_only_inflight_has_a_bound_and_kv_saves_no_operations(pruned):
                                                       kv=False)
     work = table["operations"]
     assert work["none"] == work["kv"] == 1 and work["inflight"] < work["rerun"]
+
+
+def test_an_early_layer_leaves_more_to_the_shorter_prompt(model, monkeypatch):
+    """Of 16 layers two see everything, the last one of which scores."""
+    deep, made = timing.wide_lvlm(hidden=64, layers=16), []
+    original = bench.ContextPruner
+    monkeypatch.setattr(bench, "ContextPruner",
+                        lambda *args, **kwargs: made.append(kwargs) or original(*args, **kwargs))
+    table = bench.early_table(deep, 100, repeats=1)
+    assert list(table["way"]) == ["none", "inflight"] and {one["layer"] for one in made} == {1}
+    config, kept = decoder_of(deep).config, 104 + 25 + 16
+    expected = bench.operations(config, 220, 2) + bench.operations(config, kept, 14)
+    assert table["operations"].iloc[1] == expected / bench.operations(config, 220, 16)
+    assert table["cache_bytes"].iloc[1] == table["cache_formula"].iloc[1]
 
 
 def test_operations_are_those_of_the_maps_and_of_causal_attention(model):
@@ -113,6 +137,16 @@ def test_parts_that_are_there_are_not_measured_again(tmp_path, monkeypatch, mode
 def test_an_unknown_part_is_refused(tmp_path):
     with pytest.raises(VDPError, match="unknown part 'speed'.*recording_embedded-s"):
         bench.run(tmp_path, (64,), 1, ["speed"])
+
+
+def test_peers_stand_beside_no_pruning_at_their_own_length():
+    times = pd.DataFrame([
+        dict(length=length, rate=0.75, setting=setting, first_token_s=first, token_s=token)
+        for length, setting, first, token in (
+            (1024, "none", 2, 0.1), (1024, "kvpress SnapKV", 3, 0.05),
+            (2048, "none", 5, 0.2), (2048, "kvpress SnapKV", 6, 0.1))])
+    text = bench.report(dict(peers_times=times))
+    assert "Rate 0.75:" in text and "| kvpress SnapKV | 1.50 | 0.50 | 1.20 | 0.50 |" in text
 
 
 def test_figures_are_drawn_from_the_stored_tables(tmp_path, pruned, model):

@@ -76,12 +76,7 @@ def test_the_model_card_holds_the_held_out_results(path):
         assert wanted in card, wanted
 
 
-def test_the_peers_are_as_measured():
+def test_the_peers_score_as_is_said():
     tables = bench.tables_of(bench_folder("full"))
     scores = tables["peers_scores"]
     assert (scores.loc[scores["note"] != "own query statistics", "difference"] <= 2e-7).all()
-    (paragraph,) = [part for part in README.split("\n\n") if "make peers" in part]
-    times = tables["peers_times"].set_index("setting")["first_token_s"]
-    for setting in times.index:
-        if setting.startswith("kvpress") or setting.startswith("inflight"):
-            assert f"{times[setting] / times['none']:.2f}" in paragraph, setting

@@ -31,7 +31,7 @@ from vdp_utils.timing import (DEVICE, alternate, eager_attention, machine, peak_
 
 LENGTHS = {"quick": (1024, 2048), "full": (1024, 2048, 4096, 8192)}  # context tokens
 RATES = (0.25, 0.5, 0.75, 0.9)
-FEW_RATES, LONG = (0.5, 0.75), 8192  # of the wide model, from this length on: half an hour less
+FEW_RATES, LONG = (0.75,), 8192  # of the wide model, from this length on: an hour less
 EAGER_MAPS = 6 * 2**30  # bytes of attention maps up to which eager is run
 
 
@@ -39,7 +39,9 @@ EAGER_MAPS = 6 * 2**30  # bytes of attention maps up to which eager is run
 def recording_table(model, length: int, repeats: int) -> pd.DataFrame:
     """Seconds and peak memory of one prefill: SDPA, two recordings, and eager with its maps.
 
-    Eager alternates with SDPA in rounds of its own: its gigabytes slow down what comes next.
+    A ratio is the median over rounds, as a slow minute slows all of a round; low and high are its
+    quartiles. Eager alternates with SDPA in rounds of its own: its gigabytes slow down what comes
+    next.
     """
     inputs, kinds = prompt(model, length)
     config = decoder_of(model).config
@@ -62,10 +64,12 @@ def recording_table(model, length: int, repeats: int) -> pd.DataFrame:
     memory = {name: peak_increase(task) for name, task in tasks.items()}
     large = {name: tasks.pop(name) for name in list(tasks) if name.startswith("eager")}
     lines = []
-    for some in (tasks, {"SDPA": run} | large if large else {}):
-        seconds = alternate(repeats, **some)
-        lines += [dict(length=length, setting=name, repeats=repeats, seconds=seconds[name],
-                       ratio=seconds[name] / seconds["SDPA"], peak_bytes=memory[name])
+    for some in (tasks, {"SDPA": run} | large) if large else (tasks,):
+        seconds = pd.DataFrame(alternate(repeats, **some))
+        ratios = seconds.div(seconds["SDPA"], axis=0).quantile([0.25, 0.5, 0.75])
+        lines += [dict(length=length, setting=name, repeats=repeats,
+                       seconds=seconds[name].median(), peak_bytes=memory[name],
+                       **dict(zip(("low", "ratio", "high"), ratios[name])))
                   for name in some if some is tasks or name != "SDPA"]
     return pd.DataFrame(lines)
 
@@ -105,22 +109,25 @@ def cache_bytes(config, tokens: int, itemsize: int = 4) -> int:
 
 
 @torch.no_grad()
-def pruning_table(model, length: int, repeats: int, rates=RATES) -> pd.DataFrame:
+def pruning_table(model, length: int, repeats: int, rates=RATES, ways=WAYS,
+                  layer: int | None = None) -> pd.DataFrame:
     """One line a way and rate: time to first token, per token, memory, cache, and the bound.
+
+    Context is scored at decoder layer `layer`, by default an eighth of the way down.
 
     The bound of `inflight` is the same layers alone at the lengths they see, timed in the same
     rounds: those up to the scoring layer over the whole prompt, the others over what is kept.
     """
     inputs, kinds = prompt(model, length)
     decoder, tokens = decoder_of(model), inputs["input_ids"].shape[1]
-    config, scored = decoder.config, len(decoder.layers) // 8 + 1
-    settings = [("none", 0.0)] + [(way, rate) for way in WAYS for rate in rates]
+    config, scored = decoder.config, 1 + (len(decoder.layers) // 8 if layer is None else layer)
+    settings = [("none", 0.0)] + [(way, rate) for way in ways for rate in rates]
     seconds = {setting: {"first": [], "token": [], "bound": []} for setting in settings}
     memory, cached = {}, {}
 
     def around(way, rate):
         return (nullcontext() if way == "none"
-                else ContextPruner(rate, way=way, kinds=kinds)(model))
+                else ContextPruner(rate, way=way, layer=layer, kinds=kinds)(model))
 
     def first(way, rate):
         with around(way, rate):
@@ -163,6 +170,12 @@ def pruning_table(model, length: int, repeats: int, rates=RATES) -> pd.DataFrame
     return pd.DataFrame(lines)
 
 
+def early_table(model, length: int, repeats: int) -> pd.DataFrame:
+    """`pruning_table` of `inflight` scoring at the last layer of the first eighth of the depth."""
+    return pruning_table(model, length, repeats, (0.75,), ("inflight",),
+                         len(decoder_of(model).layers) // 8 - 1)
+
+
 def wide_table(model, length: int, repeats: int) -> pd.DataFrame:
     """`pruning_table`, with fewer rates where a prefill takes half a minute."""
     return pruning_table(model, length, repeats, RATES if length < LONG else FEW_RATES)
@@ -192,8 +205,8 @@ def sharing_table(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> pd.DataFr
     times = alternate(repeats, prefill=lambda: prefill(lvlm, prefix),
                       alone=lambda: measure_sample(lvlm, sample, one, share=False),
                       shared=lambda: measure_sample(lvlm, sample, one))
-    return pd.DataFrame([dict(length=length, setting=name, repeats=repeats, seconds=value)
-                         for name, value in times.items()])
+    return pd.DataFrame([dict(length=length, setting=name, repeats=repeats, seconds=median(values))
+                         for name, values in times.items()])
 
 
 def run(folder: Path, lengths, repeats: int, parts=None) -> None:
@@ -202,7 +215,8 @@ def run(folder: Path, lengths, repeats: int, parts=None) -> None:
     makers = {"sharing_embedded-s": (embedded, sharing_table, (1024,)),
               "recording_embedded-s": (lambda: embedded().model, recording_table, lengths),
               "pruning_embedded-s": (lambda: embedded().model, pruning_table, lengths),
-              "pruning_wide": (wide_lvlm, wide_table, lengths)}
+              "pruning_wide": (wide_lvlm, wide_table, lengths),
+              "pruning_wide_early": (wide_lvlm, early_table, lengths)}
     unknown = [part for part in parts or () if part not in makers]
     if unknown:
         raise VDPError(f"unknown part {unknown[0]!r}: choose from {', '.join(makers)}")
@@ -221,6 +235,7 @@ def run(folder: Path, lengths, repeats: int, parts=None) -> None:
 
 
 MODELS = {"embedded S": "pruning_embedded-s", "1024 wide, 16 layers": "pruning_wide"}
+EARLY = {"1024 wide, 16 layers, scored a layer earlier": "pruning_wide_early"}
 
 
 def tables_of(folder: Path) -> dict[str, pd.DataFrame]:
@@ -249,7 +264,7 @@ def report(tables: dict[str, pd.DataFrame], rate: float = 0.75) -> str:
         parts.append(_markdown(table.assign(cell=cells).pivot(
             index="length", columns="setting", values="cell"), "context tokens",
             ["SDPA", "all queries", "question", "eager, all maps"]))
-    for model, name in MODELS.items():
+    for model, name in (MODELS | EARLY).items():
         if name not in tables:
             continue
         table = tables[name].merge(break_even(tables[name]), on=["length", "way", "rate"])
@@ -270,7 +285,20 @@ def report(tables: dict[str, pd.DataFrame], rate: float = 0.75) -> str:
             "pays from": table["tokens"].map(_tokens)})
         parts.append(f"{model}, rate {rate}:\n\n" + _markdown(
             shown.set_index("context tokens"), "context tokens"))
+    if "peers_times" in tables:
+        parts.append(_beside_peers(tables["peers_times"]))
     return "\n".join(parts)
+
+
+def _beside_peers(times: pd.DataFrame) -> str:
+    """The peers' table in Markdown: one line a way or press, two columns a context length."""
+    plain = times[times["setting"] == "none"].set_index("length")
+    cells = {}
+    for line in times[times["setting"] != "none"].itertuples():
+        for name, label in (("first_token_s", "first token"), ("token_s", "each further token")):
+            ratio = getattr(line, name) / plain.loc[line.length, name]
+            cells.setdefault(f"{line.length}: {label}", {})[line.setting] = f"{ratio:.2f}"
+    return f"Rate {times['rate'].iloc[0]}:\n\n" + _markdown(pd.DataFrame(cells), "way or press")
 
 
 def _tokens(count: float) -> str:

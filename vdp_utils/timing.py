@@ -9,7 +9,6 @@ import gc
 import platform
 import time
 from pathlib import Path
-from statistics import median
 
 import torch
 import transformers
@@ -23,15 +22,15 @@ IMAGE_TOKENS, QUESTION_TOKENS = 100, 16
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def alternate(repeats: int, **tasks) -> dict[str, float]:
-    """Median seconds of each task, run in turn after one warm-up each."""
+def alternate(repeats: int, **tasks) -> dict[str, list[float]]:
+    """Seconds of each task in every round, run in turn after one warm-up each."""
     for task in tasks.values():
         task()
     seconds = {name: [] for name in tasks}
     for _ in range(repeats):
         for name, task in tasks.items():
             seconds[name].append(timed(task))
-    return {name: median(values) for name, values in seconds.items()}
+    return seconds
 
 
 def timed(task) -> float:
