@@ -201,7 +201,6 @@ def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> Estimate:
     _check(rows, "image_id", x, y)
     values = rows[[x, y]].to_numpy(float).T
     images, image = np.unique(rows["image_id"].to_numpy(str), return_inverse=True)
-
     ranks = [_rank_shares(value, image, len(images)) for value in values]
 
     def correlation(times):
@@ -211,8 +210,7 @@ def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> Estimate:
         scale = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
         return np.where(scale > 1e-9, (weights * a * b).sum(1) / np.maximum(scale, 1e-9), 0.0)
 
-    return Estimate(*bca(_over_images(correlation, len(images)), np.arange(len(images))),
-                    len(images), len(rows))
+    return _over_images(correlation, len(images), len(rows))
 
 
 def _rank_shares(values: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
@@ -228,10 +226,10 @@ def _rank_shares(values: np.ndarray, image: np.ndarray, count: int) -> np.ndarra
     return shares / 2
 
 
-def _over_images(statistic, count: int):
-    """Return a statistic of drawn image numbers from one of how often each is drawn.
+def _over_images(statistic, count: int, rows: int) -> Estimate:
+    """Return the estimate of a statistic of how often each of `count` images is drawn.
 
-    `statistic` takes (samples, images), and gives (samples,).
+    `statistic` takes (samples, images), and gives (samples,); `rows` is how many they have in all.
     """
     def drawn_statistic(drawn, axis=-1):
         drawn = np.moveaxis(np.asarray(drawn, dtype=int), axis, -1)
@@ -242,7 +240,7 @@ def _over_images(statistic, count: int):
                  for part in np.array_split(times, -(-len(flat) // 256))]
         return np.concatenate(found).reshape(drawn.shape[:-1])
 
-    return drawn_statistic
+    return Estimate(*bca(drawn_statistic, np.arange(count)), count, rows)
 
 
 def trend(rows: pd.DataFrame, x: str = "context_length", value: str = "correct") -> Trend:
@@ -444,5 +442,4 @@ def regression_effect(rows: pd.DataFrame, outcome: str, predictors: Sequence[str
         found = regression(x, y, times[:, image], logistic, whole)
         return found[:, list(predictors).index(effect)]
 
-    return Estimate(*bca(_over_images(coefficient, len(images)), np.arange(len(images))),
-                    len(images), len(rows))
+    return _over_images(coefficient, len(images), len(rows))

@@ -37,9 +37,8 @@ def bench_recording(table: pd.DataFrame) -> Figure:
     for (setting, look), colour in zip(SETTINGS.items(), colours):
         part = table[table["setting"] == setting]
         label = f"recording, {setting}" if setting in ("all queries", "question") else setting
-        times.errorbar(part["length"], part["ratio"],
-                       (part["ratio"] - part["low"], part["high"] - part["ratio"]), fmt=look,
-                       color=colour, label=label, elinewidth=0.8, capsize=1.5)
+        style.curve(times, part.rename(columns=dict(ratio="value")), x="length", color=colour,
+                    marker=look[0], line=look[1:], label=label, spread=0)
         memory.plot(part["length"], part["peak_bytes"] / 2**20, look, color=colour)
     part = table[table["setting"] == "SDPA"]
     times.axhline(1, color="0.4", linewidth=0.8)
