@@ -25,7 +25,7 @@ study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full
 figures: env ## draw every figure again from stored rows, without a model (about a minute)
 	$(BIN)/python -m vdp_utils.redraw
 
-# Huge pages: in ordinary ones the same run takes 0.9 or 1.3 times as long, by chance of placement.
+# Huge pages: in ordinary ones the time of the same run depends on where its memory happens to lie.
 bench: env ## time recording and pruning: PROFILE=quick (minutes, into build/), full (into data/bench)
 	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m vdp_utils.bench --profile $(PROFILE)
 

@@ -120,16 +120,15 @@ def test_peak_increase_sees_what_a_call_holds():
 def test_parts_that_are_there_are_not_measured_again(tmp_path, monkeypatch, model):
     calls = []
 
-    def table(model, length, repeats, rates):
+    def table(model, length, repeats):
         calls.append(length)
-        assert rates == (bench.RATES if length < bench.LONG else bench.FEW_RATES)
         return pd.DataFrame([dict(length=length, way="none", rate=0.0, repeats=repeats)])
 
     monkeypatch.setattr(bench, "pruning_table", table)
     monkeypatch.setattr(bench, "wide_lvlm", lambda: model)
     bench.run(tmp_path, (64, 128), 2, ["pruning_wide"])
-    bench.run(tmp_path, (64, 128, 8192), 2, ["pruning_wide"])
-    assert calls == [64, 128, 8192]
+    bench.run(tmp_path, (64, 128, 256), 2, ["pruning_wide"])
+    assert calls == [64, 128, 256]
     stored = pd.read_csv(tmp_path / "pruning_wide.csv")
     assert list(stored["length"]) == calls and {"device", "threads", "torch"} <= set(stored)
 

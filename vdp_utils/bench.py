@@ -31,7 +31,6 @@ from vdp_utils.timing import (DEVICE, alternate, eager_attention, machine, peak_
 
 LENGTHS = {"quick": (1024, 2048), "full": (1024, 2048, 4096, 8192)}  # context tokens
 RATES = (0.25, 0.5, 0.75, 0.9)
-FEW_RATES, LONG = (0.75,), 8192  # of the wide model, from this length on: an hour less
 EAGER_MAPS = 6 * 2**30  # bytes of attention maps up to which eager is run
 
 
@@ -176,11 +175,6 @@ def early_table(model, length: int, repeats: int) -> pd.DataFrame:
                          len(decoder_of(model).layers) // 8 - 1)
 
 
-def wide_table(model, length: int, repeats: int) -> pd.DataFrame:
-    """`pruning_table`, with fewer rates where a prefill takes half a minute."""
-    return pruning_table(model, length, repeats, RATES if length < LONG else FEW_RATES)
-
-
 def break_even(table: pd.DataFrame) -> pd.DataFrame:
     """Generated tokens from which a way and rate is faster than no pruning; inf where it never is.
 
@@ -215,7 +209,7 @@ def run(folder: Path, lengths, repeats: int, parts=None) -> None:
     makers = {"sharing_embedded-s": (embedded, sharing_table, (1024,)),
               "recording_embedded-s": (lambda: embedded().model, recording_table, lengths),
               "pruning_embedded-s": (lambda: embedded().model, pruning_table, lengths),
-              "pruning_wide": (wide_lvlm, wide_table, lengths),
+              "pruning_wide": (wide_lvlm, pruning_table, lengths),
               "pruning_wide_early": (wide_lvlm, early_table, lengths)}
     unknown = [part for part in parts or () if part not in makers]
     if unknown:

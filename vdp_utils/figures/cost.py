@@ -51,7 +51,8 @@ def bench_recording(table: pd.DataFrame) -> Figure:
     for axes in (times, memory):
         _doubling(axes, lengths)
     figure.legend(loc="outside lower center", ncols=4)
-    figure.suptitle(f"Recording every layer of the embedded LVLM ({_where(table)})", fontsize=8)
+    figure.suptitle(f"Recording every layer of the embedded LVLM ({_where(table)}, bars: "
+                    "quartiles)", fontsize=8)
     return figure
 
 
