@@ -3,7 +3,7 @@
 import torch
 import transformers as t
 
-from vdp_utils.tokens import Kind
+from vdp_utils.attention.tokens import Kind
 
 IMAGE, START, END = 90, 91, 92  # token ids: image, vision start, vision end
 LAYERS, WIDTH, HEADS, KV_HEADS, WORDS = 4, 32, 4, 2, 100

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from vdp_utils import bench, timing
+from vdp_utils.attention.recording import decoder_of
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.recording import decoder_of
-from vdp_utils.tokens import Kind
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,10 @@ from scipy import special
 from scipy import stats as scipy_stats
 
 from vdp_utils import figures, prompts, scenes, stats
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.figures import diagnosis, style
-from vdp_utils.findings import as_text
-from vdp_utils.findings import attention as f5
-from vdp_utils.findings import priors as f3
-from vdp_utils.findings import text_control as f2
-from vdp_utils.tokens import Kind
+from vdp_utils.findings import as_text, attention as f5, priors as f3, text_control as f2
 
 LENGTHS = (0, 256, 1024, 4096)
 DOUBLINGS = {length: np.log2(1 + length) for length in LENGTHS}

@@ -10,12 +10,12 @@ from PIL import Image
 from transformers import DynamicCache
 
 from vdp_utils import dialogues, measure as measuring, prompts
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.measure import (Condition, answer, condition, generate, greedy_agreement, measure,
                                measure_sample)
 from vdp_utils.prompts import Sample
 from vdp_utils.store import ResultStore, condition_hash
-from vdp_utils.tokens import Kind
 
 COLUMNS = {"key", "image_id", "question_id", "kind", "nouns", "context_kind", "context_length",
            "image", "template_tokens", "image_tokens", "context_tokens", "question_tokens",

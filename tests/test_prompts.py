@@ -12,10 +12,10 @@ from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
 from vdp_utils import dialogues, prompts, scenes
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.dialogues import CONTEXT_KINDS, Question
 from vdp_utils.errors import VDPError
 from vdp_utils.prompts import Sample
-from vdp_utils.tokens import Kind
 
 LENGTHS = [0, 1, *(2**n for n in range(6, 14))]  # 64 to 8192
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)

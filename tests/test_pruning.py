@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from test_recording import (batched, cache_of, difference, eager_maps, left_as_it_was, run, two,
                             unfit)
 
+from vdp_utils.attention.pruner import WAYS, ContextPruner, Kept, droppable
+from vdp_utils.attention.recording import decoder_of, record
+from vdp_utils.attention.strategies import Evidence
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.pruning import WAYS, ContextPruner, Kept, droppable
-from vdp_utils.recording import decoder_of, record
-from vdp_utils.strategies import Evidence
-from vdp_utils.tokens import Kind
 
 STEPS, LAYER = 10, 1
 

@@ -7,10 +7,10 @@ from architectures import BUILDERS, LAYERS, TEXT, build, prompt
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vdp_utils import recording
+from vdp_utils.attention import recording
+from vdp_utils.attention.recording import LayerRecord, blocked_attention, decoder_of, record
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.recording import LayerRecord, blocked_attention, decoder_of, record
-from vdp_utils.tokens import Kind
 
 SETS = ("all", "question", "last", "window")
 WINDOW = 5

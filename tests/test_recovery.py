@@ -7,6 +7,7 @@ import torch
 from matplotlib import pyplot as plt
 
 from vdp_utils import figures, prompts, stats
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import recovery
 from vdp_utils.measure import measure
@@ -16,7 +17,6 @@ from vdp_utils.pruned.answers import _answer
 from vdp_utils.pruned.conditions import parsed
 from vdp_utils.pruned.unpruned import Unpruned, bears_on
 from vdp_utils.store import ResultStore
-from vdp_utils.tokens import Kind
 
 STRATEGIES = ("received", "received mean question", "random 3", "snapkv", "key_norm",
               "contrastive_perplexity", "perplexity", "bm25", "oracle", "fastv_visual",

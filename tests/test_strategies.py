@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_recording import batched, eager_maps, run, two
 
-from vdp_utils import strategies
+from vdp_utils.attention import strategies
+from vdp_utils.attention.pruner import WAYS, ContextPruner
+from vdp_utils.attention.recording import record
+from vdp_utils.attention.strategies import STRATEGIES, Evidence, find_strategy, keep, kept_count
+from vdp_utils.attention.tokens import Kind, token_kinds
 from vdp_utils.errors import VDPError
-from vdp_utils.pruning import WAYS, ContextPruner
-from vdp_utils.recording import record
-from vdp_utils.strategies import STRATEGIES, Evidence, find_strategy, keep, kept_count
-from vdp_utils.tokens import Kind, token_kinds
 
 LENGTH, HEADS, KV_HEADS, WIDTH = 40, 4, 2, 8
 WORDS = ["The", " fox", " sleeps", ".", " It", " rains", " on", " the", " hill", "!", " A", " red",

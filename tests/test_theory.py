@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdp_utils import theory
+from vdp_utils.attention import theory
+from vdp_utils.attention.strategies import STRATEGIES, Evidence, keep, kept_count
 from vdp_utils.errors import VDPError
-from vdp_utils.strategies import STRATEGIES, Evidence, keep, kept_count
 
 examples = settings(derandomize=True, deadline=None, max_examples=300)
 

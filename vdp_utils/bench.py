@@ -20,12 +20,12 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from vdp_utils import figures, paths, prompts
+from vdp_utils.attention.pruner import WAYS, ContextPruner
+from vdp_utils.attention.recording import decoder_of, record
+from vdp_utils.attention.strategies import kept_count
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM, load_lvlm
 from vdp_utils.measure import condition, measure_sample, prefill
-from vdp_utils.pruning import WAYS, ContextPruner
-from vdp_utils.recording import decoder_of, record
-from vdp_utils.strategies import kept_count
 from vdp_utils.timing import (DEVICE, alternate, eager_attention, machine, peak_increase,
                               prefill_and_decode, prompt, timed, wide_lvlm)
 

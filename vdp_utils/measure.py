@@ -12,12 +12,12 @@ from PIL import Image
 from transformers.cache_utils import DynamicLayer
 
 from vdp_utils import dialogues, prompts
+from vdp_utils.attention.recording import record
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
 from vdp_utils.prompts import Prompt, Sample
-from vdp_utils.recording import record
 from vdp_utils.store import ResultStore
-from vdp_utils.tokens import Kind
 
 CODE_VERSION = 2  # raise it when a change here, or in prompts or dialogues, changes a row
 

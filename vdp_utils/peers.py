@@ -15,9 +15,9 @@ import torch
 from tqdm import tqdm
 
 from vdp_utils import paths, timing
-from vdp_utils.recording import decoder_of, record
-from vdp_utils.strategies import STRATEGIES, Evidence
-from vdp_utils.tokens import Kind
+from vdp_utils.attention.recording import decoder_of, record
+from vdp_utils.attention.strategies import STRATEGIES, Evidence
+from vdp_utils.attention.tokens import Kind
 
 WINDOW = 16
 
@@ -100,7 +100,7 @@ def scores_table(model, length: int = 512, layer: int = 2) -> pd.DataFrame:
 @torch.no_grad()
 def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.DataFrame:
     """Seconds to the first token and per token: no pruning, our ways, and the peers."""
-    from vdp_utils.pruning import WAYS, ContextPruner
+    from vdp_utils.attention.pruner import WAYS, ContextPruner
 
     inputs, kinds = timing.prompt(model, length)
     around = {"none": contextlib.nullcontext}

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from vdp_utils import dialogues, scenes
+from vdp_utils.attention.tokens import SLOT, Kind, pieces
 from vdp_utils.dialogues import Question
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
-from vdp_utils.tokens import SLOT, Kind, pieces
 
 PICTURES = ("own", "blank", "swapped")
 PLACES = {"words": 0.0, "words_middle": 0.5, "words_last": 1.0}  # where in the context it is told

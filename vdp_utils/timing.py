@@ -14,8 +14,8 @@ import torch
 import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from vdp_utils.recording import decoder_of
-from vdp_utils.tokens import Kind, image_token_id
+from vdp_utils.attention.recording import decoder_of
+from vdp_utils.attention.tokens import Kind, image_token_id
 
 DECODED = 8  # tokens timed behind each cache
 IMAGE_TOKENS, QUESTION_TOKENS = 100, 16

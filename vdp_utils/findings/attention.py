@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 
 from vdp_utils import stats
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import priors
 from vdp_utils.stats import Estimate, Verdict
-from vdp_utils.tokens import Kind
 
 RULE = (
     "For each context kind, over all lengths (sign-flip tests over images, p < 0.05 after Holm "

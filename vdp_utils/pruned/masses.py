@@ -4,14 +4,14 @@ from collections import defaultdict
 
 import torch
 
-from vdp_utils import theory
+from vdp_utils.attention import theory
+from vdp_utils.attention.pruner import ContextPruner
+from vdp_utils.attention.recording import record
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.lvlm import LVLM
 from vdp_utils.measure import key
 from vdp_utils.prompts import Sample
 from vdp_utils.pruned.conditions import PrunedCondition, asked
-from vdp_utils.pruning import ContextPruner
-from vdp_utils.recording import record
-from vdp_utils.tokens import Kind
 
 
 def _last_rows(lvlm: LVLM, inputs: dict) -> list[torch.Tensor]:

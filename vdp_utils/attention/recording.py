@@ -15,8 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.tokens import Kind
 
 NAME = "vdp_recorded"  # of the attention implementation
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # of probabilities held at once
@@ -102,7 +102,8 @@ class record:
             raise VDPError("mass='all' would hold a row for every query: choose question, last or "
                            "window")
         if kinds is None and (mass or "question" in self.sets):
-            raise VDPError("recording by token kind needs kinds=: see vdp_utils.tokens.token_kinds")
+            raise VDPError("recording by token kind needs kinds=: see "
+                           "vdp_utils.attention.tokens.token_kinds")
         self.decoder = decoder_of(model)
         stack = self.decoder.layers
         chosen = range(len(stack)) if layers is None else sorted(set(layers))

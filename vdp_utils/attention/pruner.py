@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import torch
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from vdp_utils.attention.recording import decoder_of, record, refuse_output_attentions
+from vdp_utils.attention.strategies import (QUERY_SETS, REDUCTIONS, Evidence, Strategy,
+                                            find_strategy, keep, kept_count)
+from vdp_utils.attention.tokens import Kind, image_token_id, pieces, token_kinds
 from vdp_utils.errors import VDPError
-from vdp_utils.recording import decoder_of, record, refuse_output_attentions
-from vdp_utils.strategies import (QUERY_SETS, REDUCTIONS, Evidence, Strategy, find_strategy, keep,
-                                  kept_count)
-from vdp_utils.tokens import Kind, image_token_id, pieces, token_kinds
 
 WAYS = ("inflight", "rerun", "kv")
 

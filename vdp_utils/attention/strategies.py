@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.tokens import Kind
 
 QUERY_SETS = ("all", "question", "last")
 REDUCTIONS = {"max": lambda x: x.amax(0), "mean": lambda x: x.mean(0)}
