@@ -14,7 +14,7 @@ def make_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from vdp_utils import dialogues, scenes
+    from vdp_utils.sources import dialogues, scenes
 
     def make(words: bool = False):
         rng = np.random.default_rng(0)
@@ -63,7 +63,8 @@ def tiny(make_tokenizer):
     from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig,
                               LlavaForConditionalGeneration, LlavaProcessor)
 
-    from vdp_utils import lvlm, scenes
+    from vdp_utils import lvlm
+    from vdp_utils.sources import scenes
 
     tokenizer = make_tokenizer()
     text = LlamaConfig(

@@ -8,11 +8,13 @@ from matplotlib.colors import to_rgba
 from scipy import special
 from scipy import stats as scipy_stats
 
-from vdp_utils import figures, prompts, scenes, stats
+from vdp_utils import figures, prompts, stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.figures import diagnosis, style
 from vdp_utils.findings import as_text, attention as f5, priors as f3, text_control as f2
+from vdp_utils.sources import scenes
+from vdp_utils.sources.samples import presence_samples
 
 LENGTHS = (0, 256, 1024, 4096)
 DOUBLINGS = {length: np.log2(1 + length) for length in LENGTHS}
@@ -894,7 +896,7 @@ def test_f5_s_maps_are_of_each_image_s_first_yes_question():
 
 
 def test_f5_s_maps_are_drawn_on_their_scenes():
-    samples, lengths = prompts.presence_samples("evaluation", 2, pairs=2), (0, 1024)
+    samples, lengths = presence_samples("evaluation", 2, pairs=2), (0, 1024)
     maps = f5.first_questions(mapped(samples, (*lengths, 2048)))
     figure = figures.attention_maps(maps, samples, lengths, "embedded-s")
     panels = np.array(figure.axes).reshape(2, 3)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdp_utils import dialogues, scenes
-from vdp_utils.dialogues import CONTEXT_KINDS, QUESTION_KINDS, TEMPLATES
 from vdp_utils.errors import VDPError
-from vdp_utils.scenes import Item, Scene
+from vdp_utils.sources import dialogues, scenes
+from vdp_utils.sources.dialogues import CONTEXT_KINDS, QUESTION_KINDS, TEMPLATES
+from vdp_utils.sources.scenes import Item, Scene
 
 IRREGULAR = dict(
     knife="knives", leaf="leaves", wolf="wolves", tomato="tomatoes", sheep="sheep", fish="fish",

@@ -7,9 +7,11 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from vdp_utils import figures, findings, prompts, scenes
-from vdp_utils.findings import decline
+from vdp_utils import figures, findings
 from vdp_utils.figures import style
+from vdp_utils.findings import decline
+from vdp_utils.sources import scenes
+from vdp_utils.sources.samples import presence_samples
 
 LENGTHS = (0, 256, 1024, 4096)
 FALL = {0: 0.97, 256: 0.85, 1024: 0.75, 4096: 0.55}
@@ -126,7 +128,7 @@ def test_the_longest_trained_context_is_marked_where_it_is_known(summary, traine
 
 
 def test_the_gallery_shows_boxes_and_nouns():
-    samples = prompts.presence_samples("evaluation", 5, pairs=1)
+    samples = presence_samples("evaluation", 5, pairs=1)
     figure = figures.gallery(samples, columns=4)
     assert len(figure.axes) == 8
     for axes, sample in zip(figure.axes, samples):

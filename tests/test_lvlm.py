@@ -18,11 +18,11 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vdp_utils import lvlm as loading
-from vdp_utils import prompts, stats
+from vdp_utils import lvlm as loading, prompts, stats
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import MODELS, embedded_folder, file_hash, load_lvlm
 from vdp_utils.measure import condition, measure_sample, prefill
+from vdp_utils.sources.samples import presence_samples
 
 ROOT = Path(__file__).resolve().parents[1]
 ADAPTED = ["model.language_model.layers.0.self_attn.q_proj",
@@ -33,7 +33,7 @@ SCALE = 0.5
 
 def logits(lvlm, length=40):
     """Logits (tokens, vocabulary) of one prompt with an image."""
-    (sample,) = prompts.presence_samples("evaluation", 1)
+    (sample,) = presence_samples("evaluation", 1)
     prefix = prompts.shared_prefix(lvlm, sample, "same", length)
     with torch.no_grad():
         return lvlm.model(**prompts.tensors(prefix, "cpu")).logits[0]
@@ -298,7 +298,7 @@ def test_the_embedded_model_loads_in_seconds(embedded, capsys):
 
 def test_a_thousand_tokens_are_read_in_about_a_second(embedded, capsys):
     lvlm, seconds = embedded[0], []
-    (sample,) = prompts.presence_samples("evaluation", 1)
+    (sample,) = presence_samples("evaluation", 1)
     length = 1024 - len(prompts.opening(lvlm, sample.image()))
     prefix = prompts.shared_prefix(lvlm, sample, "same", length)
     assert len(prefix) == 1024
@@ -314,7 +314,7 @@ def test_a_thousand_tokens_are_read_in_about_a_second(embedded, capsys):
 
 def test_the_embedded_model_looks_at_the_image(embedded):
     """60-odd questions on 12 images: few, but chance would pass here once in hundreds."""
-    samples, found = prompts.presence_samples("evaluation", 12), {}
+    samples, found = presence_samples("evaluation", 12), {}
     for image in ("own", "blank"):
         one = condition(embedded[0], "same", 0, image)
         rows = [row for sample in samples for row in measure_sample(embedded[0], sample, one)]

@@ -9,12 +9,13 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from vdp_utils import dialogues, measure as measuring, prompts
+from vdp_utils import measure as measuring, prompts
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.measure import (Condition, answer, condition, generate, greedy_agreement, measure,
                                measure_sample)
-from vdp_utils.prompts import Sample
+from vdp_utils.sources import dialogues
+from vdp_utils.sources.samples import Sample, presence_samples, question_samples
 from vdp_utils.store import ResultStore, condition_hash
 
 COLUMNS = {"key", "image_id", "question_id", "kind", "nouns", "context_kind", "context_length",
@@ -53,12 +54,12 @@ def fed(lvlm):
 
 @pytest.fixture(scope="module")
 def presence():
-    return prompts.presence_samples("evaluation", 3, pairs=1)
+    return presence_samples("evaluation", 3, pairs=1)
 
 
 @pytest.fixture(scope="module")
 def positions():
-    return prompts.question_samples("evaluation", 2, "position")
+    return question_samples("evaluation", 2, "position")
 
 
 @pytest.fixture
@@ -301,7 +302,7 @@ def test_recompute_measures_again(lvlm, presence, store, fed):
 @pytest.mark.parametrize("flush_seconds", [0, 1e9])
 def test_a_stopped_measurement_goes_on_without_lost_or_doubled_rows(lvlm, tmp_path, monkeypatch,
                                                                     flush_seconds):
-    samples = prompts.presence_samples("evaluation", 5, pairs=1)
+    samples = presence_samples("evaluation", 5, pairs=1)
     one, calls, real = condition(lvlm, "same", 8), [], measuring.measure_sample
     whole = measure(lvlm, samples, [one], ResultStore(tmp_path / "whole"), "F")
 
@@ -350,7 +351,7 @@ def test_the_longest_context_that_fits_is_taken(lvlm, presence):
 
 
 def test_a_question_without_options_is_refused(lvlm, store):
-    (sample,) = prompts.question_samples("evaluation", 1, "naming")
+    (sample,) = question_samples("evaluation", 1, "naming")
     with pytest.raises(VDPError, match=r"without options.*use answer\(\)"):
         measure(lvlm, [sample], [condition(lvlm, "same", 0)], store, "F")
     assert len(store.read("F", condition(lvlm, "same", 0))) == 0

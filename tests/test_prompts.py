@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
-from vdp_utils import dialogues, prompts, scenes
+from vdp_utils import prompts
 from vdp_utils.attention.tokens import Kind
-from vdp_utils.dialogues import CONTEXT_KINDS, Question
 from vdp_utils.errors import VDPError
-from vdp_utils.prompts import Sample
+from vdp_utils.sources import dialogues, scenes
+from vdp_utils.sources.dialogues import CONTEXT_KINDS, Question
+from vdp_utils.sources.samples import PICTURES, Sample, presence_samples, question_samples
 
 LENGTHS = [0, 1, *(2**n for n in range(6, 14))]  # 64 to 8192
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -29,7 +30,7 @@ def tokenizers(base_tokenizer, make_tokenizer):
 
 @pytest.fixture(scope="module")
 def samples():
-    return prompts.presence_samples("evaluation", 60)
+    return presence_samples("evaluation", 60)
 
 
 def presence_sample(index, split="evaluation"):
@@ -157,7 +158,7 @@ def test_the_context_is_the_same_whatever_stands_for_the_image(tiny, samples, le
         prefix = prompts.shared_prefix(tiny, samples[0], "mentions", length, image=image)
         assert prefix.input_ids[prefix.kinds == Kind.CONTEXT].tolist() == wanted
         assert (prefix.kinds == Kind.IMAGE).any() == (image != "none")
-        assert (tiny.image_token_id in prefix.input_ids) == (image in prompts.PICTURES)
+        assert (tiny.image_token_id in prefix.input_ids) == (image in PICTURES)
 
 
 def test_words_stand_before_between_and_after_the_context_s_turns(tiny, samples):
@@ -185,7 +186,7 @@ def test_embedded_prompts_leave_room_for_every_question(base_tokenizer):
 
 @pytest.mark.parametrize("split", ["evaluation", "evaluation_nouns", "evaluation_backgrounds"])
 def test_presence_samples_are_balanced_and_ask_no_noun_twice(split):
-    for sample in prompts.presence_samples(split, 60):
+    for sample in presence_samples(split, 60):
         answers = Counter(q.answer for q in sample.questions)
         nouns = [q.nouns[0] for q in sample.questions]
         assert answers["Yes"] == answers["No"] <= 3
@@ -199,26 +200,26 @@ def test_presence_samples_are_balanced_and_ask_no_noun_twice(split):
 
 def test_presence_samples_number_order_and_templates(samples):
     assert [s.image_id for s in samples] == [f"evaluation-{n:06d}" for n in range(60)]
-    assert samples == prompts.presence_samples("evaluation", 60)
+    assert samples == presence_samples("evaluation", 60)
     first = Counter(s.questions[0].answer for s in samples)
     assert 15 < first["Yes"] < 45  # no answer comes first
     assert max(len(s.questions) for s in samples) == 6
-    assert max(len(s.questions) for s in prompts.presence_samples("evaluation", 20, pairs=1)) == 2
+    assert max(len(s.questions) for s in presence_samples("evaluation", 20, pairs=1)) == 2
     asked = {re.sub(r"\ban? [a-z]+\b", "{a}", q.text, count=1)
-             for s in prompts.presence_samples("evaluation", 20, held_out=True)
+             for s in presence_samples("evaluation", 20, held_out=True)
              for q in s.questions}
     assert len(asked) == 2 and asked.isdisjoint(dialogues.TEMPLATES["presence"][0])
 
 
 def test_every_sample_has_questions():
-    lacking = [s.image_id for s in prompts.presence_samples("evaluation_nouns", 300)
+    lacking = [s.image_id for s in presence_samples("evaluation_nouns", 300)
                if not s.questions]
     assert not lacking
 
 
 @pytest.mark.parametrize("kind", ["position", "relation", "counting"])
 def test_question_samples_have_distinct_questions_of_the_kind(kind):
-    found = prompts.question_samples("evaluation", 20, kind, per_image=2)
+    found = question_samples("evaluation", 20, kind, per_image=2)
     assert len(found) == 20
     for sample in found:
         assert 1 <= len(sample.questions) <= 2

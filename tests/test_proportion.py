@@ -8,10 +8,11 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import special
 
-from vdp_utils import figures, scenes, stats
+from vdp_utils import figures, stats
 from vdp_utils.errors import VDPError
 from vdp_utils.figures.style import KINDS
 from vdp_utils.findings import proportion as f4
+from vdp_utils.sources import scenes
 
 LENGTHS = (0, 256, 1024, 4096)
 

@@ -460,9 +460,9 @@ def test_the_padding_mask_may_come_without_its_name():
 
 
 def test_the_processor_tells_context_from_question(tiny):
-    from vdp_utils import prompts
+    from vdp_utils.sources.samples import presence_samples
 
-    (sample,) = prompts.presence_samples("evaluation", 1)
+    (sample,) = presence_samples("evaluation", 1)
     words = "There was rain. The bus came late. Nobody minded at all.\nIs there a dog?"
     text = tiny.processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": words}]}],

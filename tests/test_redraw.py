@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from vdp_utils import paths, redraw, stats
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEUTRAL_AND_LURING, PRESENCE
-from vdp_utils.prompts import presence_samples
+from vdp_utils.sources.samples import presence_samples
 
 LENGTHS = (0, 512, 2048)  # those whose curves F4 draws
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vdp_utils import scenes
 from vdp_utils.errors import VDPError
-from vdp_utils.scenes import GLYPHS, HELD_OUT_NOUNS, HELD_OUT_TEXTURES, SIZE, SPLITS
+from vdp_utils.sources import scenes
+from vdp_utils.sources.scenes import GLYPHS, HELD_OUT_NOUNS, HELD_OUT_TEXTURES, SIZE, SPLITS
 
 SEEN = [split for split in SPLITS if not split.startswith("evaluation_")]
 PINNED = [(split, index) for split in SPLITS for index in (0, 7)]

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from vdp_utils import dialogues, lvlm as loading, prompts, scenes
+from vdp_utils import lvlm as loading, prompts
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import embedded_folder, load_lvlm
 from vdp_utils.measure import score
-from vdp_utils.prompts import Sample
-from vdp_utils.training import __main__ as recipe
-from vdp_utils.training import dialogue, loop, packing
+from vdp_utils.sources import dialogues, scenes
+from vdp_utils.sources.samples import Sample, presence_samples
+from vdp_utils.training import __main__ as recipe, dialogue, loop, packing
 from vdp_utils.training.dialogue import (add_lora, answers, evaluate, export, image_features,
                                          load_export)
 from vdp_utils.training.loop import DEVICE, Run, trainable
@@ -434,7 +434,7 @@ def test_what_is_exported_loads_as_the_model_in_memory(learner, base, stand_in):
     assert manifest["max_context"] == packing.MAX_CONTEXT
     loaded = load_lvlm("embedded-s", DEVICE)
     assert loaded.trained_context == packing.MAX_CONTEXT
-    (sample,) = prompts.presence_samples("evaluation", 1)
+    (sample,) = presence_samples("evaluation", 1)
     inputs = prompts.tensors(prompts.shared_prefix(loaded, sample, "same", 60), DEVICE)
     with torch.no_grad():
         before, trained, found = (m.model.to(DEVICE)(**inputs).logits

@@ -26,6 +26,7 @@ from vdp_utils.attention.strategies import kept_count
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM, load_lvlm
 from vdp_utils.measure import condition, measure_sample, prefill
+from vdp_utils.sources.samples import presence_samples
 from vdp_utils.timing import (DEVICE, alternate, eager_attention, machine, peak_increase,
                               prefill_and_decode, prompt, timed, wide_lvlm)
 
@@ -193,7 +194,7 @@ def break_even(table: pd.DataFrame) -> pd.DataFrame:
 @torch.no_grad()
 def sharing_table(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> pd.DataFrame:
     """Seconds for one prefill, and for six questions behind it: each alone, and sharing a cache."""
-    sample = next(s for s in prompts.presence_samples("evaluation", 20) if len(s.questions) == 6)
+    sample = next(s for s in presence_samples("evaluation", 20) if len(s.questions) == 6)
     one, prefix = condition(lvlm, "other", length), prompts.shared_prefix(lvlm, sample, "other",
                                                                           length)
     times = alternate(repeats, prefill=lambda: prefill(lvlm, prefix),

@@ -21,10 +21,10 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
                           AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig,
                           LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor)
 
-from vdp_utils import scenes
 from vdp_utils.attention.tokens import image_token_id
 from vdp_utils.errors import VDPError
 from vdp_utils.paths import ROOT
+from vdp_utils.sources import scenes
 
 MODELS = ROOT / "data" / "models"
 SIZES = {"s": 6, "m": 12, "l": 30}  # decoder layers kept from the bottom of the base model

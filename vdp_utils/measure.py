@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicLayer
 
-from vdp_utils import dialogues, prompts
+from vdp_utils import prompts
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM
-from vdp_utils.prompts import Prompt, Sample
+from vdp_utils.prompts import Prompt
+from vdp_utils.sources import dialogues
+from vdp_utils.sources.samples import PICTURES, Sample
 from vdp_utils.store import ResultStore
 
 CODE_VERSION = 2  # raise it when a change here, or in prompts or dialogues, changes a row
@@ -109,7 +111,7 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
     started = time.perf_counter()
     prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
                                    one.image)
-    with_image = one.image in prompts.PICTURES
+    with_image = one.image in PICTURES
     cache = prefill(lvlm, prefix) if share else None
     rows = []
     for number, question in enumerate(sample.questions):

@@ -5,9 +5,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from vdp_utils import scenes
 from vdp_utils.figures.style import WIDE, shared_legend
-from vdp_utils.prompts import Sample
+from vdp_utils.sources import scenes
+from vdp_utils.sources.samples import Sample
 
 
 def _label_box(item: scenes.Item, taken: list) -> tuple[float, float, float, float]:

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from vdp_utils import scenes, stats
+from vdp_utils import stats
+from vdp_utils.sources import scenes
 from vdp_utils.stats import Verdict
 
 RULE = (

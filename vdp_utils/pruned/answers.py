@@ -7,9 +7,10 @@ from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind, pieces
 from vdp_utils.lvlm import LVLM
 from vdp_utils.measure import halves, judged, kinds_of, score
-from vdp_utils.prompts import Prompt, Sample
+from vdp_utils.prompts import Prompt
 from vdp_utils.pruned.conditions import NONE, AnswerCondition, pruned_around, pruned_key
 from vdp_utils.pruned.unpruned import Unpruned
+from vdp_utils.sources.samples import PICTURES, Sample
 
 
 @torch.no_grad()
@@ -27,7 +28,7 @@ def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
         prefix.kinds[prefix.kinds == Kind.IMAGE] = Kind.CONTEXT
     rows = []
     for number, question in enumerate(sample.questions):
-        asking = prompts.asking(lvlm, question, one.image in prompts.PICTURES)
+        asking = prompts.asking(lvlm, question, one.image in PICTURES)
         first = Unpruned(lvlm, prompts.join(prefix, asking), one.layer, question)
         context = int((first.kinds == Kind.CONTEXT).sum())
         found = [(NONE, 0.0, *first.answer, context)]

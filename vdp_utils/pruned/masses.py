@@ -10,8 +10,8 @@ from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.lvlm import LVLM
 from vdp_utils.measure import key
-from vdp_utils.prompts import Sample
 from vdp_utils.pruned.conditions import PrunedCondition, asked
+from vdp_utils.sources.samples import Sample
 
 
 def _last_rows(lvlm: LVLM, inputs: dict) -> list[torch.Tensor]:

@@ -4,8 +4,8 @@ import torch
 
 from vdp_utils import timing
 from vdp_utils.lvlm import LVLM
-from vdp_utils.prompts import Sample
 from vdp_utils.pruned.conditions import AnswerCondition, asked, pruned_around, pruned_key
+from vdp_utils.sources.samples import Sample
 
 
 @torch.no_grad()

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from vdp_utils import dialogues, scenes
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import LVLM, base_gguf, file_hash
+from vdp_utils.sources import dialogues, scenes
 from vdp_utils.training.loop import DEVICE, Run, trainable
 from vdp_utils.training.packing import MAX_CONTEXT, Packed, PackedDialogues
 from vdp_utils.training.tower import BACKGROUND, GRID, LabelledScenes, object_accuracy

@@ -15,13 +15,14 @@ from tqdm import tqdm
 from vdp_utils import prompts, stats
 from vdp_utils.lvlm import LVLM, MODELS, SIZES, load_lvlm
 from vdp_utils.measure import condition, generate, measure
+from vdp_utils.sources.samples import Sample, presence_samples, question_samples
 from vdp_utils.store import ResultStore
 
 QUESTIONS = 500  # a skill
 MAX_NAMES = 40  # tokens of a naming answer
 
 
-def naming_f1(lvlm: LVLM, samples: list[prompts.Sample]) -> stats.Estimate:
+def naming_f1(lvlm: LVLM, samples: list[Sample]) -> stats.Estimate:
     """F1 of the nouns in the greedy answer against those in the scene, mean over images."""
     scores = []
     for sample in tqdm(samples, desc="naming"):
@@ -33,7 +34,7 @@ def naming_f1(lvlm: LVLM, samples: list[prompts.Sample]) -> stats.Estimate:
     return stats.Estimate(*stats.bca(np.mean, scores), len(scores), len(scores))
 
 
-def enough(samples: list[prompts.Sample], questions: int) -> list[prompts.Sample]:
+def enough(samples: list[Sample], questions: int) -> list[Sample]:
     """The first samples that together have `questions` questions."""
     totals = np.cumsum([len(sample.questions) for sample in samples])
     return samples[:int(np.searchsorted(totals, questions)) + 1]
@@ -44,7 +45,7 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
     lines = []
 
     def presence(setting, split="evaluation", kind="same", length=0, image="own", **options):
-        samples = enough(prompts.presence_samples(split, questions, **options), questions)
+        samples = enough(presence_samples(split, questions, **options), questions)
         rows = measure(lvlm, samples, [condition(lvlm, kind, length, image)], store,
                        "presence_" + setting.replace(" ", "_").replace(",", ""))
         lines.append(dict(skill="presence", setting=setting, measure="balanced accuracy",
@@ -61,11 +62,11 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
     presence("held-out nouns", split="evaluation_nouns")
     for kind, image in (("position", "own"), ("position", "blank"), ("relation", "own"),
                         ("counting", "own")):
-        samples = enough(prompts.question_samples("evaluation", questions, kind), questions)
+        samples = enough(question_samples("evaluation", questions, kind), questions)
         rows = measure(lvlm, samples, [condition(lvlm, "same", 0, image)], store, kind)
         lines.append(dict(skill=kind, setting="image" if image == "own" else "image blanked",
                           measure="accuracy", **vars(stats.mean_estimate(rows, "correct"))))
-    names = prompts.question_samples("evaluation", questions, "naming")
+    names = question_samples("evaluation", questions, "naming")
     lines.append(dict(skill="naming", setting="image", measure="F1",
                       **vars(naming_f1(lvlm, names))))
     return pd.DataFrame(lines).round(4)

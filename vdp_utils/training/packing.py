@@ -6,8 +6,10 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from vdp_utils import dialogues, prompts, scenes
+from vdp_utils import prompts
 from vdp_utils.lvlm import LVLM
+from vdp_utils.sources import dialogues, scenes
+from vdp_utils.sources.samples import Sample
 from vdp_utils.training.tower import GRID, labelled
 
 QUESTIONS = {"presence": 5, "position": 3, "relation": 2, "counting": 1, "naming": 1}
@@ -105,9 +107,9 @@ class PackedDialogues(IterableDataset):
             # a dialogue about this scene may speak of half the asked nouns, as dialogues do
             quiet = [q for q in asked if q.kind == "presence" and rng.random() < 0.5]
             kind = ("same", "other")[rng.integers(2)]
-            sample = prompts.Sample(scene, tuple(quiet) if kind == "same" else ())
+            sample = Sample(scene, tuple(quiet) if kind == "same" else ())
         else:
-            start, kind, sample = self.opening(False), "other", prompts.Sample(scene, ())
+            start, kind, sample = self.opening(False), "other", Sample(scene, ())
         seed = int(rng.integers(2**31))
         words = prompts.context(tokenizer, kind, sample, context, seed)
         if not image:

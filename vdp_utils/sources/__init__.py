@@ -1,0 +1,1 @@
+"""Where pictures, questions and dialogues come from."""
