@@ -46,7 +46,7 @@ def base_tokenizer():
     """The embedded LVLM's tokenizer, read from the base model's file (some seconds)."""
     from transformers import AutoTokenizer
 
-    from vdp_utils.lvlm import base_gguf
+    from vdp_utils.lvlm.load import base_gguf
 
     path = base_gguf()
     return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -63,7 +63,7 @@ def tiny(make_tokenizer):
     from transformers import (CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, LlavaConfig,
                               LlavaForConditionalGeneration, LlavaProcessor)
 
-    from vdp_utils import lvlm
+    from vdp_utils.lvlm import load
     from vdp_utils.sources import scenes
 
     tokenizer = make_tokenizer()
@@ -73,11 +73,11 @@ def tiny(make_tokenizer):
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     tower = CLIPVisionConfig(
         hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
-        image_size=scenes.SIZE, patch_size=lvlm.PATCH)
+        image_size=scenes.SIZE, patch_size=load.PATCH)
     config = LlavaConfig(
         vision_config=tower, text_config=text, vision_feature_layer=-1, tie_word_embeddings=True,
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        image_seq_length=(scenes.SIZE // lvlm.PATCH) ** 2)
+        image_seq_length=(scenes.SIZE // load.PATCH) ** 2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlavaForConditionalGeneration(config).eval()
@@ -85,9 +85,9 @@ def tiny(make_tokenizer):
         size={"height": scenes.SIZE, "width": scenes.SIZE}, do_center_crop=False,
         image_mean=[0.5] * 3, image_std=[0.25] * 3)
     processor = LlavaProcessor(
-        images, tokenizer, patch_size=lvlm.PATCH, chat_template=lvlm.CHAT_TEMPLATE,
+        images, tokenizer, patch_size=load.PATCH, chat_template=load.CHAT_TEMPLATE,
         vision_feature_select_strategy="default", num_additional_image_tokens=1)
-    return lvlm.LVLM("tiny", "random", model, processor)
+    return load.LVLM("tiny", "random", model, processor)
 
 
 @pytest.fixture(scope="session")

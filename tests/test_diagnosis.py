@@ -8,11 +8,12 @@ from matplotlib.colors import to_rgba
 from scipy import special
 from scipy import stats as scipy_stats
 
-from vdp_utils import figures, prompts, stats
+from vdp_utils import figures, stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.figures import diagnosis, style
 from vdp_utils.findings import as_text, attention as f5, priors as f3, text_control as f2
+from vdp_utils.lvlm import prompts
 from vdp_utils.sources import scenes
 from vdp_utils.sources.samples import presence_samples
 

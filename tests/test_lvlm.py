@@ -18,9 +18,10 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vdp_utils import lvlm as loading, prompts, stats
+from vdp_utils import stats
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import MODELS, embedded_folder, file_hash, load_lvlm
+from vdp_utils.lvlm import load as loading, prompts
+from vdp_utils.lvlm.load import MODELS, embedded_folder, file_hash, load_lvlm
 from vdp_utils.measure import condition, measure_sample, prefill
 from vdp_utils.sources.samples import presence_samples
 

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from vdp_utils import measure as measuring, prompts
+from vdp_utils import measure as measuring
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
+from vdp_utils.lvlm import prompts
 from vdp_utils.measure import (Condition, answer, condition, generate, greedy_agreement, measure,
                                measure_sample)
 from vdp_utils.sources import dialogues

@@ -18,9 +18,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vdp_utils import lvlm, redraw
+from vdp_utils import redraw
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import PRESENCE, concentration, cost, ranking, recovery
+from vdp_utils.lvlm import load
 from vdp_utils.run_notebook import run_notebook
 from vdp_utils.store import ResultStore
 
@@ -196,8 +197,8 @@ def test_the_committed_figures_come_from_the_committed_rows(replayed):
 
 def test_figures_are_drawn_again_without_a_model(tmp_path, monkeypatch):
     """All of them, by one command, from what is stored, in about a minute."""
-    monkeypatch.setattr(lvlm, "load_lvlm", None)
-    monkeypatch.setattr(lvlm, "embedded_folder", None)
+    monkeypatch.setattr(load, "load_lvlm", None)
+    monkeypatch.setattr(load, "embedded_folder", None)
     monkeypatch.setattr(sys, "argv", ["redraw", "--output", str(tmp_path)])
     started = time.monotonic()
     redraw.main()

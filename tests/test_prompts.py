@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
-from vdp_utils import prompts
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
+from vdp_utils.lvlm import prompts
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import CONTEXT_KINDS, Question
 from vdp_utils.sources.samples import PICTURES, Sample, presence_samples, question_samples

@@ -7,9 +7,8 @@ import pandas as pd
 import pytest
 
 from vdp_utils import bench
-from vdp_utils.lvlm import MODELS
-from vdp_utils.paths import ROOT
-from vdp_utils.paths import bench as bench_folder
+from vdp_utils.lvlm.load import MODELS
+from vdp_utils.paths import ROOT, bench as bench_folder
 from vdp_utils.stats import VERDICTS
 
 README = (ROOT / "README.md").read_text()

@@ -6,10 +6,11 @@ import pytest
 import torch
 from matplotlib import pyplot as plt
 
-from vdp_utils import figures, prompts, stats
+from vdp_utils import figures, stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import recovery
+from vdp_utils.lvlm import prompts
 from vdp_utils.measure import measure
 from vdp_utils.pruned import answer_condition, answers_sample, example_sample, times_sample
 from vdp_utils.pruned.answers import _answer

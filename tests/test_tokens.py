@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vdp_utils.attention.tokens import Kind, frame, image_token_id, pieces, token_kinds
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import CHAT_TEMPLATE
+from vdp_utils.lvlm.load import CHAT_TEMPLATE
 
 LLAMA = ("{{ '<|im_start|>' }}{% for message in messages %}{% if message['role'] == 'user' %}"
          "{{ 'USER: ' + message['content'][0]['text'] + ' ' }}{% else %}"

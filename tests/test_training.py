@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from vdp_utils import lvlm as loading, prompts
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import embedded_folder, load_lvlm
+from vdp_utils.lvlm import load as loading, prompts
+from vdp_utils.lvlm.load import embedded_folder, load_lvlm
 from vdp_utils.measure import score
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.samples import Sample, presence_samples

@@ -19,12 +19,13 @@ import torch
 from tqdm import tqdm
 from transformers import DynamicCache
 
-from vdp_utils import figures, paths, prompts
+from vdp_utils import figures, paths
 from vdp_utils.attention.pruner import WAYS, ContextPruner
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.attention.strategies import kept_count
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import LVLM, load_lvlm
+from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import LVLM, load_lvlm
 from vdp_utils.measure import condition, measure_sample, prefill
 from vdp_utils.sources.samples import presence_samples
 from vdp_utils.timing import (DEVICE, alternate, eager_attention, machine, peak_increase,

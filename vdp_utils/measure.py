@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from transformers.cache_utils import DynamicLayer
 
-from vdp_utils import prompts
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import LVLM
-from vdp_utils.prompts import Prompt
+from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import LVLM
+from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.samples import PICTURES, Sample
 from vdp_utils.store import ResultStore

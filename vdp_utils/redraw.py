@@ -12,7 +12,7 @@ from vdp_utils import bench, figures, paths
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, concentration, cost,
                                 decline, priors, proportion, ranking, recovery, text_control)
-from vdp_utils.lvlm import MODELS, manifest
+from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.sources.samples import one_pair, presence_samples
 from vdp_utils.store import ResultStore
 

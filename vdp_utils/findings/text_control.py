@@ -6,8 +6,8 @@ from vdp_utils import stats
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEAR
 from vdp_utils.findings.decline import ends
+from vdp_utils.lvlm.prompts import PLACES
 from vdp_utils.measure import presence_conditions
-from vdp_utils.prompts import PLACES
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "words")  # the scene as an image, and told in words in the image's place

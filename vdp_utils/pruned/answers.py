@@ -2,12 +2,12 @@
 
 import torch
 
-from vdp_utils import prompts
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind, pieces
-from vdp_utils.lvlm import LVLM
+from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import LVLM
+from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measure import halves, judged, kinds_of, score
-from vdp_utils.prompts import Prompt
 from vdp_utils.pruned.conditions import NONE, AnswerCondition, pruned_around, pruned_key
 from vdp_utils.pruned.unpruned import Unpruned
 from vdp_utils.sources.samples import PICTURES, Sample

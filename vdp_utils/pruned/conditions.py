@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from vdp_utils import prompts
 from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import LVLM
+from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import LVLM
 from vdp_utils.measure import Condition, condition, key, kinds_of
 from vdp_utils.sources.samples import Sample
 

@@ -4,15 +4,15 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from vdp_utils import prompts
 from vdp_utils.attention.pruner import ContextPruner, Kept, droppable, staying
 from vdp_utils.attention.recording import decoder_of, record, visible
 from vdp_utils.attention.strategies import Evidence, find_strategy
 from vdp_utils.attention.tokens import Kind, pieces
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import LVLM
+from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import LVLM
+from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measure import kinds_of
-from vdp_utils.prompts import Prompt
 from vdp_utils.pruned.conditions import parsed
 
 AT_ONCE = 4096  # tokens of pruned prompts that run in one batch

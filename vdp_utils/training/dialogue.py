@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import LVLM, base_gguf, file_hash
+from vdp_utils.lvlm.load import LVLM, base_gguf, file_hash
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.training.loop import DEVICE, Run, trainable
 from vdp_utils.training.packing import MAX_CONTEXT, Packed, PackedDialogues

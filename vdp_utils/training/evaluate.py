@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from vdp_utils import prompts, stats
-from vdp_utils.lvlm import LVLM, MODELS, SIZES, load_lvlm
+from vdp_utils import stats
+from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import LVLM, MODELS, SIZES, load_lvlm
 from vdp_utils.measure import condition, generate, measure
 from vdp_utils.sources.samples import Sample, presence_samples, question_samples
 from vdp_utils.store import ResultStore

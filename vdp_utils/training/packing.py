@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from vdp_utils import prompts
-from vdp_utils.lvlm import LVLM
+from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.samples import Sample
 from vdp_utils.training.tower import GRID, labelled

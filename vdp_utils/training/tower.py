@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from vdp_utils.lvlm import PATCH
+from vdp_utils.lvlm.load import PATCH
 from vdp_utils.sources import scenes
 from vdp_utils.training.loop import DEVICE, Run
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vdp_utils.attention.tokens import SLOT, Kind, pieces
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm import LVLM
+from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import Question
 from vdp_utils.sources.samples import PICTURES, Sample
