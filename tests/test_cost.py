@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 
 from vdp_utils import bench, figures, paths, stats
 from vdp_utils.findings import cost, ranking
-from vdp_utils.pruned import NONE
+from vdp_utils.measuring.pruned import NONE
 
 INFLIGHT = {0.5: 0.7, 0.75: 0.5, 0.9: 0.4}
 

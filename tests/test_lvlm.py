@@ -22,7 +22,7 @@ from vdp_utils import stats
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
 from vdp_utils.lvlm.load import MODELS, embedded_folder, file_hash, load_lvlm
-from vdp_utils.measure import condition, measure_sample, prefill
+from vdp_utils.measuring.measure import condition, measure_sample, prefill
 from vdp_utils.sources.samples import presence_samples
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
-from vdp_utils import measure as measuring
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
-from vdp_utils.measure import (Condition, answer, condition, generate, greedy_agreement, measure,
-                               measure_sample)
+from vdp_utils.measuring import measure as measuring
+from vdp_utils.measuring.measure import (Condition, answer, condition, generate, greedy_agreement,
+                                         measure, measure_sample)
+from vdp_utils.measuring.store import ResultStore, condition_hash
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.samples import Sample, presence_samples, question_samples
-from vdp_utils.store import ResultStore, condition_hash
 
 COLUMNS = {"key", "image_id", "question_id", "kind", "nouns", "context_kind", "context_length",
            "image", "template_tokens", "image_tokens", "context_tokens", "question_tokens",

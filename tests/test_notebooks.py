@@ -22,8 +22,8 @@ from vdp_utils import redraw
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import PRESENCE, concentration, cost, ranking, recovery
 from vdp_utils.lvlm import load
+from vdp_utils.measuring.store import ResultStore
 from vdp_utils.run_notebook import run_notebook
-from vdp_utils.store import ResultStore
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
@@ -215,7 +215,7 @@ def test_a_changed_number_in_a_stored_table_is_noticed(replayed, path, tmp_path)
     folder = study(tmp_path)
     script = """
 import sys
-from vdp_utils.store import ResultStore
+from vdp_utils.measuring.store import ResultStore
 store = ResultStore("data/results")
 for one in store.conditions(sys.argv[1]):
     rows = store.read(sys.argv[1], one)

@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from vdp_utils import figures, pruned, stats
+from vdp_utils import figures, stats
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import concentration
-from vdp_utils.measure import condition, measure
+from vdp_utils.measuring import pruned
+from vdp_utils.measuring.measure import condition, measure
+from vdp_utils.measuring.store import ResultStore, condition_hash
 from vdp_utils.sources.samples import one_question, presence_samples
-from vdp_utils.store import ResultStore, condition_hash
 
 RATES = (0.25, 0.75)
 

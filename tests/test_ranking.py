@@ -6,9 +6,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 from vdp_utils import figures, stats
-from vdp_utils.findings import ranking
 from vdp_utils.figures.cure import _cliques
-from vdp_utils.pruned import NONE
+from vdp_utils.findings import ranking
+from vdp_utils.measuring.pruned import NONE
 
 GOOD = {name: 0.3 for name in ranking.GROUPS}
 

@@ -11,13 +11,14 @@ from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import recovery
 from vdp_utils.lvlm import prompts
-from vdp_utils.measure import measure
-from vdp_utils.pruned import answer_condition, answers_sample, example_sample, times_sample
-from vdp_utils.pruned.answers import _answer
-from vdp_utils.pruned.conditions import parsed
-from vdp_utils.pruned.unpruned import Unpruned, bears_on
+from vdp_utils.measuring.measure import measure
+from vdp_utils.measuring.pruned import (answer_condition, answers_sample, example_sample,
+                                        times_sample)
+from vdp_utils.measuring.pruned.answers import _answer
+from vdp_utils.measuring.pruned.conditions import parsed
+from vdp_utils.measuring.pruned.unpruned import Unpruned, bears_on
+from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import one_pair, presence_samples
-from vdp_utils.store import ResultStore
 
 STRATEGIES = ("received", "received mean question", "random 3", "snapkv", "key_norm",
               "contrastive_perplexity", "perplexity", "bm25", "oracle", "fastv_visual",

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import vdp_utils
-from vdp_utils import store as store_module
 from vdp_utils.errors import VDPError
-from vdp_utils.store import ResultStore, condition_hash
+from vdp_utils.measuring import store as store_module
+from vdp_utils.measuring.store import ResultStore, condition_hash
 
 REPOSITORY = Path(vdp_utils.__file__).parents[1]
 
@@ -407,7 +407,7 @@ def test_finished_rows_are_read_from_a_read_only_folder(store, monkeypatch):
 
 def test_progress_bar_is_labelled_and_can_be_turned_off(store):
     script = (
-        "import sys; from vdp_utils.store import ResultStore;"
+        "import sys; from vdp_utils.measuring.store import ResultStore;"
         "ResultStore(sys.argv[1]).collect('F1', {}, [(['a'], lambda: [{'key': 'a'}])], 'lengths')"
     )
     shown = []
@@ -432,7 +432,7 @@ def test_progress_bar_is_labelled_and_can_be_turned_off(store):
 KILLED = """
 import os, random, signal, sys, time, warnings
 import pyarrow.parquet
-from vdp_utils.store import ResultStore
+from vdp_utils.measuring.store import ResultStore
 
 mode, root, wanted, longest = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
 

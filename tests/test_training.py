@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
 from vdp_utils.lvlm.load import embedded_folder, load_lvlm
-from vdp_utils.measure import score
+from vdp_utils.measuring.measure import score
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.samples import Sample, presence_samples
 from vdp_utils.training import __main__ as recipe, dialogue, loop, packing

@@ -26,10 +26,10 @@ from vdp_utils.attention.strategies import kept_count
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM, load_lvlm
-from vdp_utils.measure import condition, measure_sample, prefill
+from vdp_utils.measuring.measure import condition, measure_sample, prefill
+from vdp_utils.measuring.timing import (DEVICE, alternate, eager_attention, machine, peak_increase,
+                                        prefill_and_decode, prompt, timed, wide_lvlm)
 from vdp_utils.sources.samples import presence_samples
-from vdp_utils.timing import (DEVICE, alternate, eager_attention, machine, peak_increase,
-                              prefill_and_decode, prompt, timed, wide_lvlm)
 
 LENGTHS = {"quick": (1024, 2048), "full": (1024, 2048, 4096, 8192)}  # context tokens
 RATES = (0.25, 0.5, 0.75, 0.9)

@@ -14,10 +14,11 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from vdp_utils import paths, timing
+from vdp_utils import paths
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.attention.strategies import STRATEGIES, Evidence
 from vdp_utils.attention.tokens import Kind
+from vdp_utils.measuring import timing
 
 WINDOW = 16
 

@@ -13,8 +13,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, concentration, cost,
                                 decline, priors, proportion, ranking, recovery, text_control)
 from vdp_utils.lvlm.load import MODELS, manifest
+from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import one_pair, presence_samples
-from vdp_utils.store import ResultStore
 
 
 class Stored:

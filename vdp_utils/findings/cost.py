@@ -3,10 +3,11 @@
 import numpy as np
 import pandas as pd
 
-from vdp_utils import pruned, stats
+from vdp_utils import stats
 from vdp_utils.findings import ranking, recovery
 from vdp_utils.findings.ranking import GROUPS, KIND, PAPER
-from vdp_utils.pruned import NONE
+from vdp_utils.measuring import pruned
+from vdp_utils.measuring.pruned import NONE
 from vdp_utils.stats import Estimate, Verdict
 
 TIMES = "F9_times"  # the table of seconds, one line a prompt and setting

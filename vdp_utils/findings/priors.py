@@ -10,7 +10,7 @@ import pandas as pd
 from vdp_utils import stats
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
-from vdp_utils.measure import presence_conditions
+from vdp_utils.measuring.measure import presence_conditions
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "none", "blank", "swapped")

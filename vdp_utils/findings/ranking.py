@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata, studentized_range
 
-from vdp_utils import pruned, stats
-from vdp_utils.pruned import NONE
+from vdp_utils import stats
+from vdp_utils.measuring import pruned
+from vdp_utils.measuring.pruned import NONE
 from vdp_utils.stats import Estimate, Verdict
 
 STRATEGIES = "F7_F9_strategies"  # the table of answers by strategy

@@ -3,11 +3,12 @@
 import numpy as np
 import pandas as pd
 
-from vdp_utils import findings, pruned, stats
+from vdp_utils import findings, stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
 from vdp_utils.findings.priors import divergence, with_log_chances
+from vdp_utils.measuring import pruned
 from vdp_utils.stats import Estimate, Verdict
 
 PRUNED = "F6_F9_pruned"  # the table of answers under pruning

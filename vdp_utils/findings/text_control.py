@@ -7,7 +7,7 @@ from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEAR
 from vdp_utils.findings.decline import ends
 from vdp_utils.lvlm.prompts import PLACES
-from vdp_utils.measure import presence_conditions
+from vdp_utils.measuring.measure import presence_conditions
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "words")  # the scene as an image, and told in words in the image's place

@@ -17,9 +17,9 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
+from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.samples import PICTURES, Sample
-from vdp_utils.store import ResultStore
 
 CODE_VERSION = 2  # raise it when a change here, or in prompts or dialogues, changes a row
 

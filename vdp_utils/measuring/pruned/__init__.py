@@ -4,11 +4,11 @@
 sample's rows for `measure.measure(each=...)`; `unpruned` prunes one prompt in many ways at once.
 """
 
-from vdp_utils.pruned.answers import answers_sample, example_sample
-from vdp_utils.pruned.conditions import (NONE, AnswerCondition, PrunedCondition, answer_condition,
-                                         pruned_condition)
-from vdp_utils.pruned.masses import masses_sample
-from vdp_utils.pruned.times import times_sample
+from vdp_utils.measuring.pruned.answers import answers_sample, example_sample
+from vdp_utils.measuring.pruned.conditions import (NONE, AnswerCondition, PrunedCondition,
+                                                   answer_condition, pruned_condition)
+from vdp_utils.measuring.pruned.masses import masses_sample
+from vdp_utils.measuring.pruned.times import times_sample
 
 __all__ = ["AnswerCondition", "NONE", "PrunedCondition", "answer_condition", "answers_sample",
            "example_sample", "masses_sample", "pruned_condition", "times_sample"]

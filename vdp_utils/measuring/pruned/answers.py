@@ -7,9 +7,9 @@ from vdp_utils.attention.tokens import Kind, pieces
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
-from vdp_utils.measure import halves, judged, kinds_of, score
-from vdp_utils.pruned.conditions import NONE, AnswerCondition, pruned_around, pruned_key
-from vdp_utils.pruned.unpruned import Unpruned
+from vdp_utils.measuring.measure import halves, judged, kinds_of, score
+from vdp_utils.measuring.pruned.conditions import NONE, AnswerCondition, pruned_around, pruned_key
+from vdp_utils.measuring.pruned.unpruned import Unpruned
 from vdp_utils.sources.samples import PICTURES, Sample
 
 

@@ -10,7 +10,7 @@ from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.measure import Condition, condition, key, kinds_of
+from vdp_utils.measuring.measure import Condition, condition, key, kinds_of
 from vdp_utils.sources.samples import Sample
 
 NONE = "none"  # the strategy of a row without pruning

@@ -2,9 +2,9 @@
 
 import torch
 
-from vdp_utils import timing
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.pruned.conditions import AnswerCondition, asked, pruned_around, pruned_key
+from vdp_utils.measuring import timing
+from vdp_utils.measuring.pruned.conditions import AnswerCondition, asked, pruned_around, pruned_key
 from vdp_utils.sources.samples import Sample
 
 

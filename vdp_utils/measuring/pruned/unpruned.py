@@ -12,8 +12,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
-from vdp_utils.measure import kinds_of
-from vdp_utils.pruned.conditions import parsed
+from vdp_utils.measuring.measure import kinds_of
+from vdp_utils.measuring.pruned.conditions import parsed
 
 AT_ONCE = 4096  # tokens of pruned prompts that run in one batch
 

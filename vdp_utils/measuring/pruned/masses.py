@@ -9,8 +9,8 @@ from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.measure import key
-from vdp_utils.pruned.conditions import PrunedCondition, asked
+from vdp_utils.measuring.measure import key
+from vdp_utils.measuring.pruned.conditions import PrunedCondition, asked
 from vdp_utils.sources.samples import Sample
 
 

@@ -1,0 +1,1 @@
+"""Samples under conditions -> stored rows, answers and times, with and without pruning."""
