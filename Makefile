@@ -23,17 +23,17 @@ study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full
 	@echo "Now read the notebooks in $(if $(filter full,$(PROFILE)),notebooks,build/$(PROFILE)); README.md says what the full profile found."
 
 figures: env ## draw every figure again from stored rows, without a model (about a minute)
-	$(BIN)/python -m vdp_utils.redraw
+	$(BIN)/python -m vdp_utils.commands.redraw
 
 # Huge pages: in ordinary ones the time of the same run depends on where its memory happens to lie.
 bench: env ## time recording and pruning: PROFILE=quick (minutes, into build/), full (into data/bench)
-	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m vdp_utils.bench --profile $(PROFILE)
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m vdp_utils.commands.bench --profile $(PROFILE)
 
 peers: env ## the same beside kvpress, in an environment of its own (build/peers)
 	$(PYTHON) -m venv build/peers
 	build/peers/bin/python -m pip --disable-pip-version-check install --quiet \
 		--requirement requirements-peers.lock
-	PYTHONPATH=. build/peers/bin/python -m vdp_utils.peers --profile $(PROFILE)
+	PYTHONPATH=. build/peers/bin/python -m vdp_utils.commands.peers --profile $(PROFILE)
 
 test: env ## the whole test suite
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -q tests

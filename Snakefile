@@ -51,7 +51,7 @@ if PROFILE == "full":
         threads: workflow.cores
         retries: 1
         shell:
-            "{PYTHON:q} -m vdp_utils.run_notebook {input.notebook} {input.notebook}"
+            "{PYTHON:q} -m vdp_utils.commands.run_notebook {input.notebook} {input.notebook}"
 
 else:
 
@@ -65,4 +65,4 @@ else:
         threads: workflow.cores
         retries: 1
         shell:
-            "{PYTHON:q} -m vdp_utils.run_notebook {input.notebook} {output} -p PROFILE {PROFILE}"
+            "{PYTHON:q} -m vdp_utils.commands.run_notebook {input.notebook} {output} -p PROFILE {PROFILE}"

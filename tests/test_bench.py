@@ -6,9 +6,9 @@ import pandas as pd
 import pytest
 import torch
 
-from vdp_utils import bench
 from vdp_utils.attention.recording import decoder_of
 from vdp_utils.attention.tokens import Kind
+from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
 from vdp_utils.measuring import timing
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
-from vdp_utils import bench, figures, paths, stats
+from vdp_utils import figures, paths, stats
+from vdp_utils.commands import bench
 from vdp_utils.findings import cost, ranking
 from vdp_utils.measuring.pruned import NONE
 

@@ -18,12 +18,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from vdp_utils import redraw
+from vdp_utils.commands import redraw
+from vdp_utils.commands.run_notebook import run_notebook
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import PRESENCE, concentration, cost, ranking, recovery
 from vdp_utils.lvlm import load
 from vdp_utils.measuring.store import ResultStore
-from vdp_utils.run_notebook import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 PATHS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import bootstrap  # noqa: E402
 
+from vdp_utils.commands.run_notebook import main, run_notebook  # noqa: E402
 from vdp_utils.errors import VDPError  # noqa: E402
-from vdp_utils.run_notebook import main, run_notebook  # noqa: E402
 
 NO_INDEX_LINE = "ERROR: No matching distribution found for torch==2.13.0\n"
 REFUSED = "WARNING: Retrying after connection broken by 'NewConnectionError(...)': /torch/\n"
@@ -324,11 +324,12 @@ def names():
 
 @pytest.fixture
 def study(tmp_path, names):
-    """The Snakefile with notebooks of no content, and a stand-in for vdp_utils.run_notebook."""
+    """The Snakefile with notebooks of no content, and a stand-in for `run_notebook`."""
     shutil.copy(ROOT / "Snakefile", tmp_path)
     for name in names:
         write_notebook(tmp_path / f"notebooks/{name}.ipynb")
-    for path in ("vdp_utils/__init__.py", "data/models/s/weights", "vdp_utils/run_notebook.py"):
+    for path in ("vdp_utils/__init__.py", "data/models/s/weights",
+                 "vdp_utils/commands/run_notebook.py"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(STAND_IN if "run_notebook" in path else "")
     return tmp_path
@@ -392,9 +393,9 @@ def recipe(*targets):
 def test_make_targets_run_what_they_say():
     assert "--config profile=quick" in recipe("study")
     assert "--config profile=full" in recipe("study", "PROFILE=full")
-    assert "-m vdp_utils.redraw" in recipe("figures")
+    assert "-m vdp_utils.commands.redraw" in recipe("figures")
     assert "TQDM_DISABLE=1 .venv/bin/python -m pytest -q tests" in recipe("test")
-    assert "-m vdp_utils.bench --profile full" in recipe("bench", "PROFILE=full")
+    assert "-m vdp_utils.commands.bench --profile full" in recipe("bench", "PROFILE=full")
     assert "VENV" not in recipe("clean") and ".venv" not in recipe("clean")
     for target in re.findall(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(), re.M)[0].split():
         assert f"make {target}\t" in make("help")

@@ -16,7 +16,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import CONTEXT_KINDS, Question
-from vdp_utils.sources.samples import PICTURES, Sample, presence_samples, question_samples
+from vdp_utils.sources.samples import (PICTURES, Sample, _presence_sample, presence_samples,
+                                       question_samples)
 
 LENGTHS = [0, 1, *(2**n for n in range(6, 14))]  # 64 to 8192
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -34,7 +35,7 @@ def samples():
 
 
 def presence_sample(index, split="evaluation"):
-    return prompts._presence_sample(scenes.compose(split, index), 3, False)
+    return _presence_sample(scenes.compose(split, index), 3, False)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

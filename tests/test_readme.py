@@ -6,7 +6,7 @@ import re
 import pandas as pd
 import pytest
 
-from vdp_utils import bench
+from vdp_utils.commands import bench
 from vdp_utils.lvlm.load import MODELS
 from vdp_utils.paths import ROOT, bench as bench_folder
 from vdp_utils.stats import VERDICTS

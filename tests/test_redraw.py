@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 from matplotlib import pyplot as plt
 
-from vdp_utils import paths, redraw, stats
+from vdp_utils import paths, stats
+from vdp_utils.commands import redraw
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEUTRAL_AND_LURING, PRESENCE
 from vdp_utils.sources.samples import presence_samples

@@ -126,7 +126,7 @@ def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.Data
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.peers", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.commands.peers", description=__doc__)
     parser.add_argument("--profile", choices=("quick", "full"), default="quick",
                         help="full writes data/bench, as committed; quick build/quick/bench")
     parser.add_argument("--lengths", nargs="+", type=int, default=(1024, 2048), metavar="TOKENS")

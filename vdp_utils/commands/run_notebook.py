@@ -1,6 +1,6 @@
 """Run one notebook with papermill, so that a failed run never replaces a good notebook.
 
-python -m vdp_utils.run_notebook NOTEBOOK OUTPUT [-p NAME VALUE ...]
+python -m vdp_utils.commands.run_notebook NOTEBOOK OUTPUT [-p NAME VALUE ...]
 
 OUTPUT may be NOTEBOOK itself. Values are read as YAML, as papermill reads them.
 """
@@ -86,7 +86,7 @@ def _check(notebook, parameters):
 
 def main(argv=None):
     """Command line: 0 when the notebook ran, 1 when a cell failed, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.run_notebook")
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.commands.run_notebook")
     parser.add_argument("notebook")
     parser.add_argument("output")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"))

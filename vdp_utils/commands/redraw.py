@@ -8,7 +8,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from vdp_utils import bench, figures, paths
+from vdp_utils import figures, paths
+from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, concentration, cost,
                                 decline, priors, proportion, ranking, recovery, text_control)
@@ -131,7 +132,8 @@ def draw(options, part) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.redraw", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.commands.redraw",
+                                     description=__doc__)
     parser.add_argument("--results", type=Path, default=paths.results("full"))
     parser.add_argument("--output", type=Path, default=paths.figures("full"))
     parser.add_argument("--model", default="embedded-s")

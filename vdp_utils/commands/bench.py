@@ -312,7 +312,7 @@ def _markdown(table: pd.DataFrame, index: str, columns=None) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.bench", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m vdp_utils.commands.bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--profile", choices=LENGTHS, default="quick", help="quick: two lengths, "
                         "into build/quick/bench; full: all, into data/bench, as committed")
