@@ -5,12 +5,12 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from vdp_utils.errors import VDPError
+from vdp_utils.paths import ROOT
 from vdp_utils.sources import scenes
 from vdp_utils.sources.scenes import GLYPHS, HELD_OUT_NOUNS, HELD_OUT_TEXTURES, SIZE, SPLITS
 
@@ -136,7 +136,7 @@ def test_backgrounds_are_muted_and_unlike_each_other(texture):
 def test_scenes_are_the_same_in_a_fresh_process_and_as_pinned():
     code = "import tests.test_scenes as t; print(t.annotation_hash())"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
-                           check=True, cwd=Path(__file__).parents[1])
+                           check=True, cwd=ROOT)
     assert fresh.stdout.strip() == annotation_hash() == PINNED_HASH
 
 

@@ -23,9 +23,9 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
 from vdp_utils.lvlm.load import MODELS, embedded_folder, file_hash, load_lvlm
 from vdp_utils.measuring.measure import condition, measure_sample, prefill
+from vdp_utils.paths import ROOT
 from vdp_utils.sources.samples import presence_samples
 
-ROOT = Path(__file__).resolve().parents[1]
 ADAPTED = ["model.language_model.layers.0.self_attn.q_proj",
            "model.language_model.layers.1.mlp.down_proj"]
 REPLACED = "model.multi_modal_projector.linear_1.weight"
