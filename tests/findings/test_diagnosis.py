@@ -11,7 +11,9 @@ from scipy import stats as scipy_stats
 from vdp_utils import figures, stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.figures import diagnosis, style
+from vdp_utils.figures import style
+from vdp_utils.figures.priors import TAKEN
+from vdp_utils.figures.text_control import TOLD
 from vdp_utils.findings import as_text, attention as f5, priors as f3, text_control as f2
 from vdp_utils.lvlm import prompts
 from vdp_utils.sources import scenes
@@ -214,11 +216,11 @@ def test_f2_s_figure_draws_image_and_words_by_kind_and_the_places(text_tables):
         part = summary[summary["context_kind"] == kind]
         assert len(axes.containers) == 2
         for image in f2.IMAGES:
-            assert_drawn(axes, diagnosis.TOLD[image][0], part[part["image"] == image])
+            assert_drawn(axes, TOLD[image][0], part[part["image"] == image])
     last = figure.axes[-1]
     assert len(last.containers) == 3
     for image in prompts.PLACES:
-        assert_drawn(last, diagnosis.TOLD[image][0], places[places["image"] == image])
+        assert_drawn(last, TOLD[image][0], places[places["image"] == image])
     for axes in figure.axes:
         assert axes.get_xlabel() == "context length (tokens)"
         assert ticks(axes.xaxis) == ["0", "256", "1k", "4k"]
@@ -227,7 +229,7 @@ def test_f2_s_figure_draws_image_and_words_by_kind_and_the_places(text_tables):
         assert upright(axes) == [1024]
         assert len(looks(axes)) == len(axes.containers)  # told apart without colour
     assert figure.axes[0].get_ylabel() == "balanced accuracy"
-    assert sorted(legend(figure)) == sorted(label for label, *_ in diagnosis.TOLD.values())
+    assert sorted(legend(figure)) == sorted(label for label, *_ in TOLD.values())
     heading = figure.get_suptitle()
     assert "embedded-s" in heading and "n = 60 images" in heading and "95 %" in heading
 
@@ -235,7 +237,7 @@ def test_f2_s_figure_draws_image_and_words_by_kind_and_the_places(text_tables):
 def test_f2_s_words_look_the_same_in_each_panel(text_tables):
     """One legend is for all panels."""
     figure = figures.text_control(*text_tables, None, "embedded-s")
-    for label in [text[0] for text in diagnosis.TOLD.values()]:
+    for label in [text[0] for text in TOLD.values()]:
         lines = [bars.lines[0] for axes in figure.axes for bars in axes.containers
                  if bars.get_label() == label]
         assert len({(to_rgba(line.get_color()), line.get_marker(), line.get_linestyle())
@@ -254,8 +256,8 @@ def test_f2_s_figure_has_no_panel_of_places_where_there_is_one_place_only(text_r
         part = summary[summary["context_kind"] == kind]
         assert len(axes.containers) == 2
         for image in f2.IMAGES:
-            assert_drawn(axes, diagnosis.TOLD[image][0], part[part["image"] == image])
-    assert sorted(legend(figure)) == sorted(diagnosis.TOLD[image][0] for image in f2.IMAGES)
+            assert_drawn(axes, TOLD[image][0], part[part["image"] == image])
+    assert sorted(legend(figure)) == sorted(TOLD[image][0] for image in f2.IMAGES)
 
 
 # ---- F3: answers with and without the image
@@ -531,7 +533,7 @@ def test_f3_s_figure_draws_agreement_kl_flips_and_accuracy_by_prior(prior_tables
         assert_drawn(line[0], "the same beyond chance (kappa)",
                      part[part["measure"] == "Cohen's kappa"])
         for axes, measure in zip(line[1:], ("KL", "flip rate")):
-            for image, label in diagnosis.TAKEN.items():
+            for image, label in TAKEN.items():
                 assert_drawn(axes, label, part[part["measure"] == f"{measure}, {image}"])
         mine = split[split["context_kind"] == kind]
         for right, word in ((True, "right"), (False, "wrong")):

@@ -6,7 +6,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from vdp_utils import figures, stats
-from vdp_utils.figures.cure import _cliques
+from vdp_utils.figures.ranking import _cliques
 from vdp_utils.findings import ranking
 from vdp_utils.measuring.pruned import NONE
 

@@ -3,13 +3,18 @@
 `python -m vdp_utils.commands.redraw` draws all of them again from the stored rows, without a model.
 """
 
-from vdp_utils.figures.cost import bench_pruning, bench_recording, break_even, cost, pareto, peers
-from vdp_utils.figures.cure import (ablations, concentration, pruned_examples, recovery, strategies,
-                                    targets)
-from vdp_utils.figures.diagnosis import (attention, attention_and_cause, attention_maps, decline,
-                                         priors, proportion, text_control)
+from vdp_utils.figures.attention import attention, attention_and_cause, attention_maps
+from vdp_utils.figures.bench import bench_pruning, bench_recording
+from vdp_utils.figures.concentration import concentration
+from vdp_utils.figures.cost import break_even, cost, pareto, peers
+from vdp_utils.figures.decline import decline
 from vdp_utils.figures.embedded import gallery, training_curves
+from vdp_utils.figures.priors import priors
+from vdp_utils.figures.proportion import proportion
+from vdp_utils.figures.ranking import ablations, strategies
+from vdp_utils.figures.recovery import pruned_examples, recovery, targets
 from vdp_utils.figures.style import save
+from vdp_utils.figures.text_control import text_control
 
 __all__ = ["ablations", "attention", "attention_and_cause", "attention_maps", "bench_pruning",
            "bench_recording", "break_even", "concentration", "cost", "decline", "gallery", "pareto",

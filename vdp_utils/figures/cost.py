@@ -1,96 +1,16 @@
-"""What recording and pruning cost: the benchmark's tables drawn."""
+"""F9: what pruning saves, and accuracy against time."""
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
 from vdp_utils.figures import style
-from vdp_utils.figures.cure import GROUP_LOOKS
+from vdp_utils.figures.ranking import GROUP_LOOKS
+from vdp_utils.figures.bench import WAY_STYLES, _where
 from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
-SETTINGS = {"all queries": "o-", "question": "s--", "eager, all maps": "^-."}
 FAST = 1.5  # times of no pruning up to which operating points share a panel
-WAY_STYLES = {"inflight": "o-", "rerun": "s--", "kv": "^-."}
-
-
-def _doubling(axes, lengths) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [f"{n // 1024}k" if n >= 1024 else str(n) for n in lengths])
-    axes.minorticks_off()
-    axes.set_xlabel("context length (tokens)")
-
-
-def _where(table: pd.DataFrame) -> str:
-    """The machine a table was measured on, and its repeats."""
-    line = table.iloc[0]
-    return (f"{line['device']}, {line['threads']} threads, medians of {table['repeats'].min()} "
-            "alternating repeats")
-
-
-def bench_recording(table: pd.DataFrame) -> Figure:
-    """Time of a prefill relative to SDPA, and what it adds to peak memory, against length."""
-    figure, (times, memory) = plt.subplots(1, 2, figsize=(WIDE, 2.6), layout="constrained")
-    colours = sns.color_palette("colorblind", len(SETTINGS))
-    lengths = sorted(table["length"].unique())
-    for (setting, look), colour in zip(SETTINGS.items(), colours):
-        part = table[table["setting"] == setting]
-        label = f"recording, {setting}" if setting in ("all queries", "question") else setting
-        style.curve(times, part.rename(columns=dict(ratio="value")), x="length", color=colour,
-                    marker=look[0], line=look[1:], label=label, spread=0)
-        memory.plot(part["length"], part["peak_bytes"] / 2**20, look, color=colour)
-    part = table[table["setting"] == "SDPA"]
-    times.axhline(1, color="0.4", linewidth=0.8)
-    memory.plot(part["length"], part["peak_bytes"] / 2**20, "D:", color="0.3", label="SDPA, plain")
-    times.set_yscale("log", base=2)
-    times.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
-    times.set_ylabel("time of a prefill / SDPA's")
-    memory.set_yscale("log")
-    memory.set_ylabel("peak memory it adds (MiB)")
-    for axes in (times, memory):
-        _doubling(axes, lengths)
-    figure.legend(loc="outside lower center", ncols=4)
-    figure.suptitle(f"Recording every layer of the embedded LVLM ({_where(table)}, bars: "
-                    "quartiles)", fontsize=8)
-    return figure
-
-
-def bench_pruning(tables: dict[str, pd.DataFrame], rate: float = 0.75, length: int = 4096
-                  ) -> Figure:
-    """Time to first token and per token relative to no pruning; one line of panels a model."""
-    figure, panels = plt.subplots(len(tables), 3, figsize=(WIDE, 2.3 * len(tables)),
-                                  layout="constrained", squeeze=False, sharey="col")
-    colours = dict(zip(WAY_STYLES, sns.color_palette("colorblind", len(WAY_STYLES))))
-    for (model, table), (first, token, rates) in zip(tables.items(), panels):
-        plain = table[table["way"] == "none"].set_index("length")
-        table = table.assign(**{f"{name}_plain": table["length"].map(plain[name])
-                                for name in ("first_token_s", "token_s")})
-        for way, look in WAY_STYLES.items():
-            options = dict(color=colours[way], label=way)
-            part = table[(table["way"] == way) & (table["rate"] == rate)]
-            first.plot(part["length"], part["first_token_s"] / part["first_token_s_plain"], look,
-                       **options)
-            token.plot(part["length"], part["token_s"] / part["token_s_plain"], look, **options)
-            if way == "inflight":
-                first.plot(part["length"], part["bound_s"] / part["first_token_s_plain"], ":",
-                           color="0.2", label="bound of inflight: its layers alone")
-            part = table[(table["way"] == way) & (table["length"] == length)]
-            rates.plot(part["rate"], part["first_token_s"] / part["first_token_s_plain"], look,
-                       **options)
-        for axes, title in ((first, f"first token, rate {rate}"), (token, f"each further token, "
-                            f"rate {rate}"), (rates, f"first token, {length // 1024}k tokens")):
-            axes.axhline(1, color="0.4", linewidth=0.8)
-            axes.set_ylim(0, None)
-            axes.set_title(title)
-        for axes in (first, token):
-            _doubling(axes, sorted(table["length"].unique()))
-        rates.set_xlabel("pruning rate")
-        first.set_ylabel(f"{model}\ntime / no pruning's")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
-    figure.suptitle(f"What pruning saves ({_where(next(iter(tables.values())))})", fontsize=8)
-    return figure
 
 
 def cost(table: pd.DataFrame, model: str) -> Figure:

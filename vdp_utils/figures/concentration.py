@@ -1,0 +1,54 @@
+"""F8: what theory says of pruned attention, and what was measured."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from vdp_utils.figures import style
+from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
+
+
+def concentration(table: pd.DataFrame, layers: pd.DataFrame, model: str) -> Figure:
+    """F8: gain in visual mass by layer, predicted and measured; entropy; how well (a) predicts.
+
+    `table` is `findings.concentration.tests`, `layers` its `by_layer`.
+    """
+    lengths = sorted(table["context_length"].unique())
+    figure, panels = plt.subplots(len(lengths), 3, figsize=(WIDE, 2.1 * len(lengths) + 0.7),
+                                  squeeze=False, sharex="col")
+    rates = sorted(table["rate"].unique())
+    for line, length in zip(panels, lengths):
+        for number, rate in enumerate(rates):
+            part = table[(table["context_length"] == length) & (table["rate"] == rate)]
+            moved = part.assign(layer=part["layer"] + 0.06 * (number - 1.5))
+            line[0].plot(part["layer"], part["predicted_gain"], ":", color=PALETTE[number],
+                         linewidth=0.9)
+            style.curve(line[0], moved.rename(columns=dict(gain="value")), number, "layer",
+                        label=f"rate {rate}", spread=0)
+            style.curve(line[1], moved[["layer"]].assign(
+                value=part["entropy_change"], low=part["entropy_low"], high=part["entropy_high"]),
+                number, "layer", spread=0)
+            some = layers[layers["later"] & (layers["context_length"] == length)
+                          & (layers["rate"] == rate)]
+            means = some.groupby("layer")[["predicted", "after"]].mean()
+            line[2].plot(means["predicted"], means["after"], MARKERS[number], color=PALETTE[number],
+                         markersize=3.5)
+        for axes in line[:2]:
+            axes.axhline(0, color="0.4", linewidth=0.8)
+            axes.set_xticks(sorted(table["layer"].unique()))
+        ends = (5e-4, 1)
+        line[2].plot(ends, ends, color="0.4", linewidth=0.8)
+        line[2].set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        line[0].set_ylabel(f"{length} context tokens\ngain in attention on image")
+        line[1].set_ylabel("change of entropy (nats)")
+        line[2].set_ylabel("measured")
+    for axes, title in zip(panels[0], ("dotted: queries, keys held fixed",
+                                       "lower: more concentrated",
+                                       "attention on the image, by layer")):
+        axes.set_title(title)
+    for axes, label in zip(panels[-1], ("layer", "layer", "predicted by (a)")):
+        axes.set_xlabel(label)
+    style.shared_legend(figure, panels[0][0])
+    figure.suptitle(f"{model}: attention of the answer position, before and after pruning "
+                    f"(n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    return figure
