@@ -22,6 +22,7 @@ from vdp_utils import stats
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
 from vdp_utils.lvlm.load import MODELS, embedded_folder, file_hash, load_lvlm
+from vdp_utils.lvlm.names import SIZES
 from vdp_utils.measuring.measure import condition, measure_sample, prefill
 from vdp_utils.paths import ROOT
 from vdp_utils.sources.samples import presence_samples
@@ -138,7 +139,75 @@ def test_a_missing_base_package_is_refused_with_what_to_do(monkeypatch):
         loading.base_gguf()
 
 
+@pytest.mark.parametrize("device, count", [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2), ("mps", 0)])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, device, count):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(VDPError, match=rf"no device '{device}' here \({count} CUDA .*give cpu, or"):
+        load_lvlm("embedded-s", device)
+
+
+def test_a_dtype_by_another_name_is_refused():
+    for dtype in ("bf16", torch.bfloat16):
+        with pytest.raises(VDPError, match="did you mean bfloat16"):
+            load_lvlm("embedded-s", dtype=dtype)
+
+
+def test_quantising_is_refused_where_it_cannot_be(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    with pytest.raises(VDPError, match="bits=4 needs bitsandbytes: run `pip install bitsandbytes`"):
+        load_lvlm("embedded-s", bits=4)
+    with pytest.raises(VDPError, match="bits=5 is not possible: give 8, 4, or None"):
+        load_lvlm("embedded-s", bits=5)
+
+
 # ---- any model folder
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """`tiny` as a model folder."""
+    tiny.model.save_pretrained(tmp_path)
+    tiny.processor.save_pretrained(tmp_path)
+    return str(tmp_path)
+
+
+def test_a_model_spread_over_what_there_is_gives_equal_logits(tiny, folder, monkeypatch):
+    given = []
+    load = loading.AutoModelForImageTextToText.from_pretrained
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained",
+                        lambda *args, **options: given.append(options) or load(*args, **options))
+    loaded = load_lvlm(folder, device="auto", dtype="auto")
+    assert given[0]["device_map"] == given[0]["dtype"] == "auto" and loaded.dtype == torch.float32
+    if loaded.device.type == "cpu":
+        torch.testing.assert_close(logits(loaded), logits(tiny))
+
+
+@pytest.mark.parametrize("attention, used", [(None, "sdpa"), ("eager", "eager")])
+def test_attention_is_the_one_asked_for(folder, attention, used):
+    model = load_lvlm(folder, attention=attention).model
+    assert model.config.get_text_config()._attn_implementation == used
+
+
+def test_an_unknown_attention_is_refused_with_those_there_are(folder):
+    with pytest.raises(VDPError, match='cannot be loaded: .*"fast". is not supported.*sdpa'):
+        load_lvlm(folder, attention="fast")
+
+
+def test_quantised_weights_are_asked_for_and_are_another_revision(tiny, folder, monkeypatch):
+    """bitsandbytes is not among what the tests install: only what it would be told is seen."""
+    given, real = [], importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec",
+                        lambda name, *rest: name == "bitsandbytes" or real(name, *rest))
+    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained",
+                        lambda _, **options: given.append(options) or copy.deepcopy(tiny.model))
+    revisions = {load_lvlm(folder, dtype="float16", bits=bits).revision for bits in (None, 8, 4)}
+    assert len(revisions) == 3 and sum(one.endswith(("-8bit", "-4bit")) for one in revisions) == 2
+    none, eight, four = given
+    assert "quantization_config" not in none and "device_map" not in none
+    assert eight["device_map"] == four["device_map"] == {"": "cpu"}
+    assert eight["quantization_config"].load_in_8bit and four["quantization_config"].load_in_4bit
+    assert four["quantization_config"].bnb_4bit_compute_dtype == torch.float16
 
 
 def test_a_folder_written_by_save_pretrained_gives_equal_logits(tiny, tmp_path):
@@ -149,7 +218,7 @@ def test_a_folder_written_by_save_pretrained_gives_equal_logits(tiny, tmp_path):
     assert (loaded.name, loaded.trained_context) == (str(tmp_path), None)
     assert (loaded.image_token_id, loaded.max_positions) == (tiny.image_token_id, 9_000)
     assert loaded.dtype == torch.float32 and not loaded.model.training
-    assert load_lvlm(str(tmp_path), dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert load_lvlm(str(tmp_path), dtype="bfloat16").dtype == torch.bfloat16
 
     with torch.no_grad():
         loaded.model.lm_head.weight[0, 0] += 1
@@ -251,7 +320,7 @@ def test_committed_weights_match_their_manifests_and_are_small():
         weights = MODELS / size / "weights.safetensors"
         assert file_hash(weights) == manifest["weights_sha256"]
         assert manifest["base_sha256"] == file_hash(loading.base_gguf())
-        assert manifest["layers"] == loading.SIZES[size]
+        assert manifest["layers"] == SIZES[size]
         assert size == "l" or weights.stat().st_size <= 30e6, size
 
 

@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText,
-                          AutoProcessor, AutoTokenizer, CLIPImageProcessorPil, CLIPVisionConfig,
-                          LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor)
+                          AutoProcessor, AutoTokenizer, BitsAndBytesConfig, CLIPImageProcessorPil,
+                          CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration,
+                          LlavaProcessor)
 
 from vdp_utils.attention.tokens import image_token_id
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm.names import SIZES
+from vdp_utils.lvlm.names import LOADABLE, check_names
 from vdp_utils.paths import ROOT
 from vdp_utils.sources import scenes
 
@@ -71,18 +72,24 @@ class LVLM:
         return self.model.config.get_text_config().max_position_embeddings
 
 
-def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype | str = torch.float32
-              ) -> LVLM:
+def load_lvlm(name: str, device: str = "cpu", dtype: str = "float32",
+              attention: str | None = None, bits: int | None = None) -> LVLM:
     """Load `embedded-s`, `embedded-m`, `embedded-l`, a model folder or a hub id.
 
-    Raises VDPError for an unknown size, a model without image tokens, a model that cannot be
-    found, and embedded weights whose hash does not match.
+    `device` is cpu, cuda, cuda:N, mps, or auto: spread over what there is (accelerate's
+    device_map). `dtype` is float32, bfloat16, float16, or auto: as stored. `attention` is one of
+    transformers' implementations (eager, sdpa, flash_attention_2, ...), None for its own choice.
+    `bits`, 8 or 4, quantises the weights with bitsandbytes, which gives them a revision of their
+    own.
+
+    Raises VDPError for a name that cannot be right (`check_names`), a device that is not there, a
+    model without image tokens, a model that cannot be found, a package that an option needs and
+    lacks, and embedded weights whose hash does not match.
     """
+    check_names(name, device, dtype)
+    options = _options(device, dtype, attention, bits)
     if name.startswith("embedded-"):
         size = name.removeprefix("embedded-")
-        if size not in SIZES:
-            raise VDPError(f"unknown size {name!r}: choose one of "
-                           f"{', '.join('embedded-' + s for s in SIZES)}")
         folder, about = embedded_folder(MODELS / size), manifest(MODELS / size)
         revision, trained = about["weights_sha256"][:16], about["max_context"]
     else:
@@ -92,15 +99,43 @@ def load_lvlm(name: str, device: str = "cpu", dtype: torch.dtype | str = torch.f
         if image_token_id(config) is None:
             raise VDPError(f"model {name!r} ({config.model_type}) has no image tokens: give a "
                            "vision-language model")
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype)
+        model = AutoModelForImageTextToText.from_pretrained(folder, **options)
         processor = AutoProcessor.from_pretrained(folder)
     except VDPError:
         raise
-    except (OSError, ValueError) as error:
-        raise VDPError(f"model {name!r} cannot be loaded ({error}): give embedded-s, embedded-m, "
-                       "a folder written by save_pretrained, or a hub id you can reach") from error
+    except OSError as error:
+        raise VDPError(f"model {name!r} cannot be loaded ({error}): {LOADABLE}") from error
+    except (ImportError, ValueError) as error:  # transformers says what is missing or wrong
+        raise VDPError(f"model {name!r} cannot be loaded: {error}") from error
     revision = revision or getattr(config, "_commit_hash", None) or _folder_hash(Path(folder))
-    return LVLM(name, revision, model.to(device).eval(), processor, trained)
+    if bits:
+        revision += f"-{bits}bit"
+    if "device_map" not in options:
+        model.to(device)
+    return LVLM(name, revision, model.eval(), processor, trained)
+
+
+def _options(device: str, dtype: str, attention: str | None, bits: int | None) -> dict:
+    """What `from_pretrained` is told. VDPError for what cannot be had here."""
+    kind, _, number = device.partition(":")
+    found = {"cuda": torch.cuda.device_count() > int(number or 0),
+             "mps": torch.backends.mps.is_available()}
+    if not found.get(kind, True):
+        raise VDPError(f"there is no device {device!r} here ({torch.cuda.device_count()} CUDA "
+                       "devices): give cpu, or auto to take what there is")
+    if bits not in (None, 8, 4):
+        raise VDPError(f"bits={bits!r} is not possible: give 8, 4, or None for whole weights")
+    options = {"dtype": dtype, "attn_implementation": attention}
+    if bits:
+        if not importlib.util.find_spec("bitsandbytes"):
+            raise VDPError(f"bits={bits} needs bitsandbytes: run `pip install bitsandbytes`, or "
+                           "give bits=None")
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_8bit=bits == 8, load_in_4bit=bits == 4,
+            bnb_4bit_compute_dtype=None if dtype == "auto" else dtype)
+    if bits or device == "auto":
+        options["device_map"] = "auto" if device == "auto" else {"": device}
+    return options
 
 
 def file_hash(path: Path) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from vdp_utils.lvlm.load import LVLM, MODELS, SIZES, build_embedded
+from vdp_utils.lvlm.load import LVLM, MODELS, build_embedded
+from vdp_utils.lvlm.names import SIZES
 from vdp_utils.training.dialogue import (add_lora, export, load_export, train_answers,
                                          train_projector)
 from vdp_utils.training.loop import DEVICE, load_stage

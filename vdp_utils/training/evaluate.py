@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from vdp_utils import stats
 from vdp_utils.lvlm import prompts
-from vdp_utils.lvlm.load import LVLM, MODELS, SIZES, load_lvlm
+from vdp_utils.lvlm.load import LVLM, MODELS, load_lvlm
+from vdp_utils.lvlm.names import SIZES
 from vdp_utils.measuring.measure import condition, generate, measure
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import Sample, presence_samples, question_samples
