@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vdp_utils.figures import style
-from vdp_utils.figures.ranking import GROUP_LOOKS
 from vdp_utils.figures.bench import WAY_STYLES, _where
+from vdp_utils.figures.ranking import GROUP_LOOKS
 from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
 FAST = 1.5  # times of no pruning up to which operating points share a panel
