@@ -10,6 +10,20 @@ from vdp_utils.figures.style import WIDE
 
 SETTINGS = {"all queries": "o-", "question": "s--", "eager, all maps": "^-."}
 WAY_STYLES = {"inflight": "o-", "rerun": "s--", "kv": "^-."}
+MEASURES = {"first_token_s": "first_token_s", "token_s": "token_s", "bound_s": "first_token_s",
+            "peak_bytes": "peak_bytes", "cache_bytes": "cache_bytes"}  # and what each is a part of
+
+
+def relative(table: pd.DataFrame, by: str = "way") -> pd.DataFrame:
+    """The lines with pruning, their seconds and bytes relative to no pruning at the same length.
+
+    Lines without pruning have "none" in the column `by`; measures that `table` lacks stay out.
+    """
+    plain = table[table[by] == "none"].set_index("length")
+    pruned = table[table[by] != "none"]
+    plain = plain.loc[pruned["length"]]
+    return pruned.assign(**{name: pruned[name].to_numpy() / plain[whole].to_numpy()
+                            for name, whole in MEASURES.items() if name in table})
 
 
 def _doubling(axes, lengths) -> None:
@@ -60,21 +74,17 @@ def bench_pruning(tables: dict[str, pd.DataFrame], rate: float = 0.75, length: i
                                   layout="constrained", squeeze=False, sharey="col")
     colours = dict(zip(WAY_STYLES, sns.color_palette("colorblind", len(WAY_STYLES))))
     for (model, table), (first, token, rates) in zip(tables.items(), panels):
-        plain = table[table["way"] == "none"].set_index("length")
-        table = table.assign(**{f"{name}_plain": table["length"].map(plain[name])
-                                for name in ("first_token_s", "token_s")})
+        table = relative(table)
         for way, look in WAY_STYLES.items():
             options = dict(color=colours[way], label=way)
             part = table[(table["way"] == way) & (table["rate"] == rate)]
-            first.plot(part["length"], part["first_token_s"] / part["first_token_s_plain"], look,
-                       **options)
-            token.plot(part["length"], part["token_s"] / part["token_s_plain"], look, **options)
+            first.plot(part["length"], part["first_token_s"], look, **options)
+            token.plot(part["length"], part["token_s"], look, **options)
             if way == "inflight":
-                first.plot(part["length"], part["bound_s"] / part["first_token_s_plain"], ":",
-                           color="0.2", label="bound of inflight: its layers alone")
+                first.plot(part["length"], part["bound_s"], ":", color="0.2",
+                           label="bound of inflight: its layers alone")
             part = table[(table["way"] == way) & (table["length"] == length)]
-            rates.plot(part["rate"], part["first_token_s"] / part["first_token_s_plain"], look,
-                       **options)
+            rates.plot(part["rate"], part["first_token_s"], look, **options)
         for axes, title in ((first, f"first token, rate {rate}"), (token, f"each further token, "
                             f"rate {rate}"), (rates, f"first token, {length // 1024}k tokens")):
             axes.axhline(1, color="0.4", linewidth=0.8)

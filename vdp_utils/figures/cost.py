@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vdp_utils.figures import style
-from vdp_utils.figures.bench import WAY_STYLES, _where
+from vdp_utils.figures.bench import WAY_STYLES, _where, relative
 from vdp_utils.figures.ranking import GROUP_LOOKS
 from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
@@ -131,9 +131,7 @@ def peers(times: pd.DataFrame) -> Figure:
     lengths = sorted(times["length"].unique())
     figure, panels = plt.subplots(1, len(lengths), figsize=(WIDE, 2.4), sharey=True)
     for axes, length in zip(np.atleast_1d(panels), lengths):
-        part = times[times["length"] == length].set_index("setting")
-        part = part[["first_token_s", "token_s"]]
-        part = part.drop(index="none") / part.loc["none"]
+        part = relative(times[times["length"] == length], "setting").set_index("setting")
         places = np.arange(len(part))[::-1]
         for number, (name, label) in enumerate((("first_token_s", "time to first token"),
                                                 ("token_s", "time per further token"))):
