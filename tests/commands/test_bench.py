@@ -10,7 +10,9 @@ from vdp_utils.attention.recording import decoder_of
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
+from vdp_utils.figures.bench import relative
 from vdp_utils.measuring import timing
+from vdp_utils.paths import bench as bench_folder
 
 
 @pytest.fixture(scope="module")
@@ -149,17 +151,43 @@ def test_peers_stand_beside_no_pruning_at_their_own_length():
     assert "Rate 0.75:" in text and "| kvpress SnapKV | 1.50 | 0.50 | 1.20 | 0.50 |" in text
 
 
+def test_what_is_relative_stands_beside_no_pruning_at_its_own_length():
+    lines = [dict(length=length, way=way, first_token_s=first, bound_s=bound)
+             for length, way, first, bound in ((64, "none", 2.0, math.nan), (64, "kv", 3.0, 1.0),
+                                               (128, "none", 8.0, math.nan), (128, "kv", 6.0, 4.0))]
+    found = relative(pd.DataFrame(lines))
+    assert list(found["way"]) == ["kv", "kv"] and list(found["length"]) == [64, 128]
+    assert list(found["first_token_s"]) == [1.5, 0.75] and list(found["bound_s"]) == [0.5, 0.5]
+
+
+def test_the_committed_page_is_what_the_committed_tables_give():
+    folder = bench_folder("full")
+    assert (folder / "README.md").read_text() == bench.report(bench.tables_of(folder))
+
+
+def test_the_page_shows_every_table_and_no_more_than_there_are():
+    tables = bench.tables_of(bench_folder("full"))
+    whole = bench.report(tables)
+    assert whole.count("\n## ") == 4 and "| 1024 | 0.38 | 2.45 | 0.60 | 4.09 |" in whole
+    for name in tables:
+        less = bench.report({other: table for other, table in tables.items() if other != name})
+        assert f"| {name} |" in whole and f"| {name} |" not in less
+        assert whole.count("\n|") > less.count("\n|") + 1, name  # more than its machine is gone
+
+
 def test_figures_are_drawn_from_the_stored_tables(tmp_path, pruned, model):
     pruned.assign(length=4096, rate=[0, .75, .75, .75], **timing.machine()).to_csv(
         tmp_path / "pruning_wide.csv", index=False)
     bench.recording_table(model, 80, 1).assign(**timing.machine()).to_csv(
         tmp_path / "recording_embedded-s.csv", index=False)
     tables = bench.tables_of(tmp_path)
-    bench.draw(tables, tmp_path / "figures")
+    text = bench.write(tables, tmp_path, tmp_path / "figures")
     names = {path.name for path in (tmp_path / "figures").iterdir()}
     assert names == {f"bench_{part}.{suffix}" for part in ("recording", "pruning")
                      for suffix in ("png", "pdf")}
-    text = bench.report(tables)
+    assert (tmp_path / "README.md").read_text() == text
+    for name in ("recording", "pruning"):
+        assert f"](figures/bench_{name}.png)" in text
     assert "| 80 | " in text and "1024 wide, 16 layers, rate 0.75:" in text
     (line,) = [line for line in text.splitlines() if "| kv |" in line]
     cells = [cell.strip() for cell in line.split("|")]

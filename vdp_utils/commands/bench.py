@@ -4,11 +4,12 @@ Every table has medians of alternating repeats after a warm-up: `recording` (tim
 against SDPA and eager), `pruning` (time to first token, time per token, peak memory and cache
 bytes of the three ways, on the embedded model and on a wider random one) and `sharing` (questions
 behind one cached prefix). A table is written after every length, and what it has is not measured
-again.
+again. README.md beside the tables shows them all.
 """
 
 import argparse
 import math
+import os
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from vdp_utils.attention.pruner import WAYS, ContextPruner
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.attention.strategies import kept_count
 from vdp_utils.errors import VDPError
+from vdp_utils.figures.bench import relative
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM, load_lvlm
 from vdp_utils.measuring.measure import condition, measure_sample, prefill
@@ -206,7 +208,12 @@ def sharing_table(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> pd.DataFr
 
 
 def run(folder: Path, lengths, repeats: int, parts=None) -> None:
-    """Measure every part that `folder` lacks: `<table>_<model>.csv`, a length at a time."""
+    """Measure every part that `folder` lacks: `<table>_<model>.csv`, a length at a time.
+
+    A length is written once all of its settings are timed, as they take turns: a setting timed by
+    itself would be compared with plain passes of another hour. So a run that stops within a length
+    loses it, about an hour for the wide model at 8192 tokens.
+    """
     embedded = partial(load_lvlm, "embedded-s", DEVICE)
     makers = {"sharing_embedded-s": (embedded, sharing_table, (1024,)),
               "recording_embedded-s": (lambda: embedded().model, recording_table, lengths),
@@ -249,52 +256,164 @@ def draw(tables: dict[str, pd.DataFrame], folder: Path) -> None:
         figures.save(figures.bench_pruning(pruned), folder, "bench_pruning")
 
 
-def report(tables: dict[str, pd.DataFrame], rate: float = 0.75) -> str:
-    """The tables in Markdown, as the README shows them; times are ratios within one run."""
+OPENING = """# What recording and pruning cost
+
+Written by `make bench` from the tables beside it, so not to be edited. Times are medians of repeats
+in which all settings take turns, after a warm-up, one prompt at a time. Only ratios within one run
+carry over to another machine. An empty cell was not measured. Measured on:
+"""
+RECORDING = """## Recording every layer of embedded S
+
+Time of one prefill: in seconds with plain SDPA, else relative to it in the same round. In brackets
+what a prefill adds to the peak memory. *All queries*, *question*: the attention that every token
+receives from these is recorded. *Eager, all maps*: transformers' own way to attention maps.
+"""
+RECORDING_NOTES = """*All queries* costs the more, the larger attention's part of the work. Its
+products and softmax are torch's own, together 1.1 times SDPA's one kernel at 4096 tokens. Its
+blocks of eight megabytes live in the last level of cache, which other work may share. On the
+machine of the committed tables, blocks of 2 to 16 megabytes, of 32 to 256 queries, or one in each
+thread were no faster; blocks of two or three heads saved some 5 % of attention's time up to 2048
+tokens and lost more at 4096. Two other runs there gave, from the shortest length to the longest,
+1.13, 1.16, 1.18, 1.03 (idle machine) and 1.11, 1.21, 1.25, 1.36 (busy machine).
+"""
+PRUNING = """## What pruning costs and saves
+
+Relative to no pruning in the same run, by the paper's rule. The wide model has random weights, 16
+layers of hidden size 1024, and is scored at layer 2, counted from 0; *a layer earlier* is layer 1.
+
+- way: `inflight` drops tokens after the scoring layer, in the same pass; `rerun` scores, then runs
+  the shortened prompt from the start; `kv` runs the whole prompt, then drops from the cache.
+- first token: time to the first token, which is that of the whole prompt, image included.
+- its bound: the same layers timed alone, at the lengths they see. What `inflight` could reach.
+- operations: the multiply-adds of the prompt that are left.
+- each further token: time per output token.
+- peak memory: what the prompt adds to the peak. cache: bytes of keys and values.
+- pays from: number of generated tokens from which it is faster than no pruning.
+"""
+SHARING = """## Six questions about one context
+
+Seconds of one prefill, of six questions *alone*, each with its own prefill, and of six that have
+*shared* one cached prefix.
+"""
+PEERS = """## Beside kvpress
+
+`make peers` runs kvpress on the wide model, in an environment of its own; `make bench` then adds
+its tables here. First the scores of its presses against ours, token by token, on the same tensors.
+The difference is relative to the largest score. ExpectedAttention's own query statistics average
+over the rotations of the next 512 positions, ours are the prompt's.
+"""
+PEERS_TIMES = """Times, relative to no pruning in the same run. ObservedAttention needs eager maps.
+"""
+MISSING = """Why the rules of published packages stand in `strategies.py` instead:
+
+- kvpress needs transformers below 5.3. It prunes the cache only, layer by layer after attention, so
+  the prompt costs what it did; it does not tell image from text, so nothing keeps the image.
+- LLMLingua compresses strings with a language model of its own, before any image is there. Here
+  `perplexity` and `contrastive_perplexity` apply its rules with the LVLM's own likelihoods.
+- FastV is a patched transformers and prunes image tokens. Here `fastv_visual` does, and
+  `last_token` applies its rule to the text.
+"""
+
+
+def costs(tables: dict[str, pd.DataFrame], rate: float = 0.75) -> str:
+    """What pruning costs in Markdown, one table a model; times are ratios within one run."""
     parts = []
-    if "recording_embedded-s" in tables:
-        table = tables["recording_embedded-s"]
-        cells = [f"{line.ratio:.2f} ({line.peak_bytes / 2**20:.0f} MiB)" if line.setting != "SDPA"
-                 else f"{line.seconds:.2f} s ({line.peak_bytes / 2**20:.0f} MiB)"
-                 for line in table.itertuples()]
-        parts.append(_markdown(table.assign(cell=cells).pivot(
-            index="length", columns="setting", values="cell"), "context tokens",
-            ["SDPA", "all queries", "question", "eager, all maps"]))
     for model, name in (MODELS | EARLY).items():
         if name not in tables:
             continue
-        table = tables[name].merge(break_even(tables[name]), on=["length", "way", "rate"])
-        plain = tables[name].query("way == 'none'").set_index("length").loc[table["length"]]
-        table = table[["length", "way", "rate", "operations", "bound_s", "tokens"]].assign(**{
-            column: table[column].to_numpy() / plain[column].to_numpy()
-            for column in ("first_token_s", "token_s", "peak_bytes", "cache_bytes")},
-            bound=table["bound_s"].to_numpy() / plain["first_token_s"].to_numpy())
+        table = relative(tables[name]).merge(break_even(tables[name]),
+                                                     on=["length", "way", "rate"])
         table = table[table["rate"] == rate]
-        shown = pd.DataFrame({
-            "context tokens": table["length"], "way": table["way"],
-            "first token": table["first_token_s"].map("{:.2f}".format),
-            "its bound": table["bound"].map(lambda x: "" if pd.isna(x) else f"{x:.2f}"),
-            "operations": table["operations"].map("{:.2f}".format),
-            "each further token": table["token_s"].map("{:.2f}".format),
-            "peak memory": table["peak_bytes"].map("{:.2f}".format),
-            "cache": table["cache_bytes"].map("{:.2f}".format),
-            "pays from": table["tokens"].map(_tokens)})
+        shown = {"way": table["way"], "first token": table["first_token_s"].map(_ratio),
+                 "its bound": table["bound_s"].map(_ratio),
+                 "operations": table["operations"].map(_ratio),
+                 "each further token": table["token_s"].map(_ratio),
+                 "peak memory": table["peak_bytes"].map(_ratio),
+                 "cache": table["cache_bytes"].map(_ratio),
+                 "pays from": table["tokens"].map(_tokens)}
         parts.append(f"{model}, rate {rate}:\n\n" + _markdown(
-            shown.set_index("context tokens"), "context tokens"))
-    if "peers_times" in tables:
-        parts.append(_beside_peers(tables["peers_times"]))
+            pd.DataFrame(shown).set_index(table["length"]), "context tokens"))
     return "\n".join(parts)
 
 
+def report(tables: dict[str, pd.DataFrame], pictures: str = "../../figures") -> str:
+    """README.md of a folder of tables: those that are there, and what their columns mean.
+
+    `pictures` is where the figures lie, as seen from that folder.
+    """
+    parts = [OPENING, _measured_on(tables)]
+    if "recording_embedded-s" in tables:
+        parts += [RECORDING, _recording(tables["recording_embedded-s"]),
+                  f"![Time and memory of recording]({pictures}/bench_recording.png)\n",
+                  RECORDING_NOTES]
+    if any(name in tables for name in (MODELS | EARLY).values()):
+        parts += [PRUNING, costs(tables)]
+    if any(name in tables for name in MODELS.values()):
+        parts.append(f"![Time to first token, per token, and by rate]({pictures}/"
+                     "bench_pruning.png)\n")
+    if "sharing_embedded-s" in tables:
+        parts += [SHARING, _sharing(tables["sharing_embedded-s"])]
+    if "peers_scores" in tables:
+        parts += [PEERS, _scores(tables["peers_scores"])]
+    if "peers_times" in tables:
+        parts += [PEERS_TIMES, _beside_peers(tables["peers_times"]), MISSING]
+    return "\n".join(parts)
+
+
+def write(tables: dict[str, pd.DataFrame], folder: Path, pictures: Path) -> str:
+    """Draw the figures into `pictures`, put `report` into `folder`/README.md and return it."""
+    draw(tables, pictures)
+    text = report(tables, Path(os.path.relpath(pictures, folder)).as_posix())
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _measured_on(tables: dict[str, pd.DataFrame]) -> str:
+    """One line a table: its machine, its versions, and how often each call was timed."""
+    lines = {name: table.iloc[0].reindex(["device", "threads", "torch", "transformers", "repeats"])
+             for name, table in tables.items()}
+    return _markdown(pd.DataFrame(lines).T, "table")
+
+
+def _recording(table: pd.DataFrame) -> str:
+    """Recording against plain and eager attention: one line a context length."""
+    cells = [f"{line.ratio:.2f} ({line.peak_bytes / 2**20:.0f} MiB)" if line.setting != "SDPA"
+             else f"{line.seconds:.2f} s ({line.peak_bytes / 2**20:.0f} MiB)"
+             for line in table.itertuples()]
+    return _markdown(table.assign(cell=cells).pivot(
+        index="length", columns="setting", values="cell"), "context tokens",
+        ["SDPA", "all queries", "question", "eager, all maps"])
+
+
+def _sharing(table: pd.DataFrame) -> str:
+    """Six questions, each alone and behind one cache: one line a context length."""
+    seconds = table.pivot(index="length", columns="setting", values="seconds")
+    seconds["alone / shared"] = seconds["alone"] / seconds["shared"]
+    return _markdown(seconds.map("{:.2f}".format), "context tokens",
+                     ["prefill", "alone", "shared", "alone / shared"])
+
+
+def _scores(table: pd.DataFrame) -> str:
+    """kvpress's scores against ours: one line a press."""
+    shown = {"ours": table["ours"], "note": table["note"], "rank correlation":
+             table["ranks"].map(_ratio),
+             "largest difference": table["difference"].map("{:.0e}".format)}
+    return _markdown(pd.DataFrame(shown).set_index(table["peer"]), "press")
+
+
 def _beside_peers(times: pd.DataFrame) -> str:
-    """The peers' table in Markdown: one line a way or press, two columns a context length."""
-    plain = times[times["setting"] == "none"].set_index("length")
+    """The peers' times: one line a way or press, two columns a context length."""
     cells = {}
-    for line in times[times["setting"] != "none"].itertuples():
+    for line in relative(times, "setting").itertuples():
         for name, label in (("first_token_s", "first token"), ("token_s", "each further token")):
-            ratio = getattr(line, name) / plain.loc[line.length, name]
-            cells.setdefault(f"{line.length}: {label}", {})[line.setting] = f"{ratio:.2f}"
+            cells.setdefault(f"{line.length}: {label}", {})[line.setting] = _ratio(
+                getattr(line, name))
     return f"Rate {times['rate'].iloc[0]}:\n\n" + _markdown(pd.DataFrame(cells), "way or press")
+
+
+def _ratio(value: float) -> str:
+    """Two digits; nothing where nothing was measured."""
+    return "" if pd.isna(value) else f"{value:.2f}"
 
 
 def _tokens(count: float) -> str:
@@ -322,9 +441,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = paths.bench(options.profile)
     run(folder, options.lengths or LENGTHS[options.profile], options.repeats, options.parts)
-    tables = tables_of(folder)
-    draw(tables, paths.figures(options.profile))
-    print(report(tables))
+    print(write(tables_of(folder), folder, paths.figures(options.profile)))
 
 
 if __name__ == "__main__":
