@@ -175,6 +175,11 @@ def test_the_page_shows_every_table_and_no_more_than_there_are():
         assert whole.count("\n|") > less.count("\n|") + 1, name  # more than its machine is gone
 
 
+def test_the_peers_score_as_ours_do_once_they_have_the_same_statistics():
+    scores = bench.tables_of(bench_folder("full"))["peers_scores"]
+    assert (scores.loc[scores["note"] != "own query statistics", "difference"] <= 2e-7).all()
+
+
 def test_figures_are_drawn_from_the_stored_tables(tmp_path, pruned, model):
     pruned.assign(length=4096, rate=[0, .75, .75, .75], **timing.machine()).to_csv(
         tmp_path / "pruning_wide.csv", index=False)
