@@ -5,21 +5,13 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
-from vdp_utils import figures, paths, stats
+from vdp_utils import figures, paths
 from vdp_utils.commands import bench
 from vdp_utils.findings import cost, ranking
 from vdp_utils.measuring.pruned import NONE
 
 INFLIGHT = {0.5: 0.7, 0.75: 0.5, 0.9: 0.4}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
-    yield
-    plt.close("all")
 
 
 def table_with(first=INFLIGHT, token=0.9, length=1024, strategies=("received",),

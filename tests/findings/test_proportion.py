@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 from scipy import special
 
 from vdp_utils import figures, stats
@@ -15,11 +14,6 @@ from vdp_utils.findings import proportion as f4
 from vdp_utils.sources import scenes
 
 LENGTHS = (0, 256, 1024, 4096)
-
-
-@pytest.fixture(autouse=True)
-def fewer_resamples(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
 
 
 def rows_with(product, images=150, seed=3, kinds=("other",), objects=0.0):
@@ -54,31 +48,6 @@ def proportion(rows):
 
 
 # ---- regression
-
-
-def test_logistic_regression_maximises_the_penalised_likelihood():
-    rng = np.random.default_rng(0)
-    x = np.column_stack([rng.normal(size=(300, 2)), np.ones(300)])
-    y = (rng.random(300) < special.expit(x @ [1.0, -0.5, 0.3])).astype(float)
-    weights = rng.integers(0, 3, (4, 300)).astype(float)
-    found = stats.regression(x, y, weights)
-    for line, w in zip(found, weights):
-        gradient = (w * (y - special.expit(x @ line))) @ x - 1e-3 * line
-        assert np.abs(gradient).max() < 1e-4
-    assert found[0] == pytest.approx([1.0, -0.5, 0.3], abs=0.5)
-
-
-def test_least_squares_is_numpys():
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(50, 3)), rng.normal(size=50)
-    (found,) = stats.regression(x, y, np.ones((1, 50)), logistic=False)
-    assert found == pytest.approx(np.linalg.lstsq(x, y)[0], abs=1e-6)
-
-
-def test_separated_answers_give_a_finite_slope():
-    x = np.column_stack([np.arange(10.0) - 4.5, np.ones(10)])
-    (found,) = stats.regression(x, (x[:, 0] > 0).astype(float), np.ones((1, 10)))
-    assert np.isfinite(found).all() and found[0] > 1
 
 
 def test_an_effect_s_interval_resamples_whole_images():
@@ -164,4 +133,3 @@ def test_curves_are_the_regression_s_and_the_figure_draws_both():
         KINDS[kind][0] for kind in ("same", "other")]
     assert "n = 150 images" in figure.get_suptitle()
     assert len(figure.axes[0].get_legend_handles_labels()[1]) == 3
-    plt.close(figure)

@@ -3,19 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
 
-from vdp_utils import figures, stats
+from vdp_utils import figures
 from vdp_utils.figures.ranking import _cliques
 from vdp_utils.findings import ranking
 from vdp_utils.measuring.pruned import NONE
 
 GOOD = {name: 0.3 for name in ranking.GROUPS}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch):
-    monkeypatch.setattr(stats, "RESAMPLES", 999)
 
 
 def table_with(gains, images=50, lengths=(128, 512), rates=(0.5, 0.9)):
@@ -116,4 +110,3 @@ def test_the_figures_show_every_strategy_and_setting():
     figure = figures.ablations(ablated, "S")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == list(
         ablated["setting"])
-    plt.close("all")

@@ -1,19 +1,16 @@
-"""Figures from synthetic rows, and the verdict on rows whose truth is built in."""
+"""F1 on rows whose truth is built in, its figure, and how a verdict is kept."""
 
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib import pyplot as plt
+from made_rows import LENGTHS
 
 from vdp_utils import figures, findings
 from vdp_utils.figures import style
 from vdp_utils.findings import decline
-from vdp_utils.sources import scenes
-from vdp_utils.sources.samples import presence_samples
 
-LENGTHS = (0, 256, 1024, 4096)
 FALL = {0: 0.97, 256: 0.85, 1024: 0.75, 4096: 0.55}
 FLAT = dict.fromkeys(LENGTHS, 0.9)
 
@@ -43,31 +40,6 @@ def falling():
 @pytest.fixture(scope="module")
 def summary(falling):
     return decline.summary(falling)
-
-
-@pytest.fixture(autouse=True)
-def closed():
-    yield
-    plt.close("all")
-
-
-# ---- files
-
-
-def test_a_figure_is_saved_as_png_and_pdf_the_same_each_time(summary, tmp_path):
-    for folder in ("a", "b/c"):
-        figure = figures.decline(summary, 512, "embedded-s")
-        figures.save(figure, tmp_path / folder, "fig")
-    names = sorted(path.name for path in (tmp_path / "a").iterdir())
-    assert names == ["fig.pdf", "fig.png"]
-    for name in names:
-        data = (tmp_path / "a" / name).read_bytes()
-        assert data == (tmp_path / "b/c" / name).read_bytes()
-        assert data.startswith({"fig.pdf": b"%PDF", "fig.png": b"\x89PNG"}[name])
-        assert b"CreationDate" not in data and len(data) > 5_000
-
-
-# ---- F1
 
 
 def vertical_lines(axes):
@@ -122,46 +94,6 @@ def test_the_longest_trained_context_is_marked_where_it_is_known(summary, traine
         assert [line.get_xdata()[0] for line in vertical_lines(axes)] == [trained] * bool(trained)
     said = [text.get_text() for text in figure.axes[0].texts]
     assert ("longest\ntrained" in said) == bool(trained)
-
-
-# ---- the others
-
-
-def test_the_gallery_shows_boxes_and_nouns():
-    samples = presence_samples("evaluation", 5, pairs=1)
-    figure = figures.gallery(samples, columns=4)
-    assert len(figure.axes) == 8
-    for axes, sample in zip(figure.axes, samples):
-        assert sample.scene.theme in axes.get_title() and sample.scene.texture in axes.get_title()
-        assert [text.get_text() for text in axes.texts] == [i.noun for i in sample.scene.items]
-        boxes = [(p.get_x(), p.get_y(), p.get_x() + p.get_width(), p.get_y() + p.get_height())
-                 for p in axes.patches]
-        assert boxes == [item.box for item in sample.scene.items]
-        (image,) = axes.images
-        assert np.array_equal(np.asarray(image.get_array()), np.asarray(sample.image()))
-        assert image.get_extent() == [0, scenes.SIZE, scenes.SIZE, 0]
-    assert not any(axes.images for axes in figure.axes[5:])
-
-
-def test_training_curves_show_each_stage_that_was_logged():
-    log = pd.DataFrame(
-        [(stage, 1000 * step, metric, 0.1 * step) for step in (1.0, 2.0)
-         for stage, metric in (("tower", "object_patch_accuracy"), ("joint", "image_presence"),
-                               ("joint", "blank_presence"), ("joint", "loss"))],
-        columns=["stage", "samples", "metric", "value"])
-    figure = figures.training_curves(log)
-    assert [axes.get_title() for axes in figure.axes] == ["tower", "joint"]
-    assert [len(axes.lines) for axes in figure.axes] == [1, 2]  # the loss is on another scale
-    assert all("thousand images" in axes.get_xlabel() for axes in figure.axes)
-    assert figure.axes[0].get_ylabel() == "held-out accuracy"
-    (legend,) = figure.legends
-    labels = {text.get_text() for text in legend.get_texts()}
-    assert labels == {"object patches", "presence, image", "presence, blank image"}
-    line = {line.get_label(): line for line in figure.axes[1].lines}["presence, image"]
-    np.testing.assert_allclose(line.get_xydata(), [(1, 0.1), (2, 0.2)])
-
-
-# ---- findings
 
 
 def test_the_summary_has_one_line_a_kind_length_and_measure(falling, summary):
