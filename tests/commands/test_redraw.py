@@ -1,7 +1,6 @@
-"""Figures from stored rows: of both sizes, and refused where a size's rows are missing."""
+"""Figures from stored rows: of one model and dtype each, left out where its rows are missing."""
 
-import itertools
-from types import SimpleNamespace
+import json
 
 import pytest
 from matplotlib import pyplot as plt
@@ -13,6 +12,7 @@ from vdp_utils.findings import NEUTRAL_AND_LURING, PRESENCE
 from vdp_utils.sources.samples import presence_samples
 
 LENGTHS = (0, 512, 2048)  # those whose curves F4 draws
+OF_PRESENCE = (redraw.f1, redraw.f2, redraw.f3, redraw.f4, redraw.f5, redraw.f5_cause)
 
 
 @pytest.fixture(autouse=True)
@@ -22,24 +22,23 @@ def quick(monkeypatch):
     plt.close("all")
 
 
-def as_larger(folder, images, **changed):
+def as_other(folder, images, **changed):
     """Committed rows of size S about six scenes, stored in `folder` as if they were M's."""
     small = redraw.Stored(paths.results("full"), "embedded-s")
-    larger = redraw.Stored(folder, "embedded-m")
-    name = dict(model="embedded-m", revision=larger.revision) | changed
+    other = redraw.Stored(folder, "embedded-m")
+    name = dict(model="embedded-m", revision=other.revision) | changed
     asked = {sample.image_id for sample in presence_samples("evaluation", 6)}
-    for one in small.store.conditions(PRESENCE):
-        if ((one["model"], one["revision"]) == (small.model, small.revision)
-                and one["image"] in images and one["context_length"] in LENGTHS
+    for one in small.conditions[PRESENCE]:
+        if (one["image"] in images and one["context_length"] in LENGTHS
                 and one["context_kind"] in NEUTRAL_AND_LURING):
             rows = small.store.read(PRESENCE, one)
-            larger.store.append(PRESENCE, one | name, rows[rows["image_id"].isin(asked)])
-    return larger
+            other.store.append(PRESENCE, one | name, rows[rows["image_id"].isin(asked)])
+    return other
 
 
-def test_a_size_is_drawn_from_rows_with_and_without_image_and_in_words(tmp_path):
-    larger = as_larger(tmp_path, ("own", "words", "none"))
-    drawn = dict(redraw.of_each_size(larger))
+def test_a_model_is_drawn_from_rows_with_and_without_image_and_in_words(tmp_path):
+    other = as_other(tmp_path, ("own", "words", "none"))
+    drawn = dict(pair for part in OF_PRESENCE[:-1] for pair in part(other))
     assert list(drawn) == ["fig01_long_context_decline", "fig02_text_only_control",
                            "fig03_prior_consistency", "fig04_target_proportion",
                            "fig05_attention_distribution"]
@@ -50,20 +49,104 @@ def test_a_size_is_drawn_from_rows_with_and_without_image_and_in_words(tmp_path)
     assert not [text for text in legend.get_texts() if "swapped" in text.get_text()]
 
 
-def test_figures_of_the_larger_size_are_named_so(monkeypatch):
-    monkeypatch.setattr(redraw, "of_each_size", lambda stored: [("fig01", stored.model)])
-    small = redraw.Stored(paths.results("full"), "embedded-s")
-    found = dict(itertools.islice(redraw.diagnosis(small, SimpleNamespace(model="embedded-m")), 2))
-    assert list(found) == ["fig01", "fig01_m"]
-    assert (found["fig01"], found["fig01_m"]) == ("embedded-s", "embedded-m")
-
-
 @pytest.mark.parametrize("images, changed, lacking", [
-    ((), {}, ""), (("own", "none"), {}, " with the images words"),
-    (("words",), {}, " with the images none, own"),
-    (("own", "words", "none"), {"revision": "of other weights"}, ""),
-    (("own", "words", "none"), {"model": "embedded-s"}, "")])
-def test_missing_rows_of_a_size_are_named(tmp_path, images, changed, lacking):
-    larger = as_larger(tmp_path, images, **changed)
-    with pytest.raises(VDPError, match=f"no rows of {PRESENCE}{lacking} for embedded-m in .*make"):
-        next(redraw.of_each_size(larger))
+    ((), {}, ["", "", "", "", "", ""]),
+    (("own", "none"), {}, [None, " with the images words", None, None, None,
+                           " with the images swapped"]),
+    (("words",), {}, [" with the images own", " with the images own",
+                      " with the images none, own", " with the images own",
+                      " with the images own", " with the images none, own, swapped"]),
+    (("own", "words", "none"), {"revision": "of other weights"}, ["", "", "", "", "", ""]),
+    (("own", "words", "none"), {"model": "embedded-s"}, ["", "", "", "", "", ""])])
+def test_missing_rows_of_a_model_are_named(tmp_path, images, changed, lacking):
+    other = as_other(tmp_path, images, **changed)
+    for part, which in zip(OF_PRESENCE, lacking):
+        if which is not None:
+            with pytest.raises(VDPError, match=f"no rows of {PRESENCE}{which} for embedded-m in .*"
+                               "make study PROFILE=full MODEL=embedded-m"):
+                next(part(other))
+
+
+def test_figures_without_rows_are_left_out_but_for_the_default_model_s(tmp_path, monkeypatch):
+    as_other(tmp_path, ("own",))
+    parts = (redraw.f1, redraw.f2, redraw.f4)
+    drawn = redraw.draw(tmp_path, tmp_path / "out", "embedded-m", parts)
+    names = ["fig01_long_context_decline", "fig04_target_proportion"]
+    assert drawn == [tmp_path / "out" / name for name in names]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
+        f"{name}.{kind}" for name in names for kind in ("png", "pdf"))
+    monkeypatch.setattr(paths, "MODEL", "embedded-m")
+    with pytest.raises(VDPError, match="no rows of .* with the images words"):
+        redraw.draw(tmp_path, tmp_path / "out", "embedded-m", parts)
+
+
+def test_a_model_of_which_nothing_is_stored_is_refused(tmp_path):
+    with pytest.raises(VDPError, match="nothing to draw of embedded-m in .*full MODEL=embedded-m"):
+        redraw.redraw(tmp_path, tmp_path / "out", ["embedded-m"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_models_with_a_verdict_are_drawn_each_in_its_folder(tmp_path, monkeypatch):
+    calls, benches = [], []
+    monkeypatch.setattr(redraw, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(redraw.bench, "draw", lambda tables, folder: benches.append(folder))
+    monkeypatch.setattr(redraw, "draw",
+                        lambda *task: calls.append(task) or [task[1] / "fig"])
+    for model in ("a/b", "embedded-s"):
+        verdict = tmp_path / f"F1_{paths.slug(model)}_verdict.json"
+        verdict.write_text(json.dumps(dict(model=model)))
+    redraw.redraw(tmp_path, tmp_path / "out")
+    assert {task[1:3] for task in calls} == {(tmp_path / "out", "embedded-s"),
+                                             (tmp_path / "out" / "a-b", "a/b")}
+    assert [task[2] for task in calls if task[3] is redraw.OF_TABLES] == ["embedded-s"]
+    assert len(calls) == 5
+    calls.clear()
+    assert redraw.redraw(tmp_path, tmp_path / "out", ["a/b"]) == 2 * [tmp_path / "out/a-b/fig"]
+    assert {task[2] for task in calls} == {"a/b"} and benches == [tmp_path / "out"]
+
+
+class Here:
+    """A pool that works in this process."""
+
+    def __init__(self, workers):
+        self.map = map
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+
+def dtypes_of(folder, *dtypes):
+    """M's rows, stored in each of some dtypes."""
+    for dtype in dtypes:
+        other = as_other(folder, ("own",), dtype=dtype)
+    return redraw.Stored(folder, other.model)
+
+
+@pytest.mark.parametrize("dtypes, taken", [
+    (("float32",), "float32"), (("bfloat16",), "bfloat16"), (("bfloat16", "float32"), "float32")])
+def test_dtypes_are_not_mixed(tmp_path, dtypes, taken):
+    stored = dtypes_of(tmp_path, *dtypes)
+    assert {one["dtype"] for one in stored.conditions[PRESENCE]} == {taken}
+    rows = stored.own()
+    assert not rows.duplicated(["key", "context_kind", "context_length"]).any()
+    assert len(stored.conditions[PRESENCE]) == len(LENGTHS) * len(NEUTRAL_AND_LURING)
+
+
+@pytest.mark.parametrize("dtypes, changed", [
+    (("bfloat16", "float16"), {}), (("float32",), {"attention": "eager"})])
+def test_versions_that_would_be_mixed_are_refused(tmp_path, dtypes, changed):
+    stored = dtypes_of(tmp_path, *dtypes)
+    if changed:
+        as_other(tmp_path, ("own",), **changed)
+    with pytest.raises(VDPError, match="rows of embedded-m in several versions .*; .*--results"):
+        stored.own()
+
+
+def test_a_model_that_is_not_embedded_is_drawn_from_whatever_weights_it_had(tmp_path):
+    as_other(tmp_path, ("own",), model="org/name", revision="abc")
+    stored = redraw.Stored(tmp_path, "org/name")
+    ((name, figure),) = redraw.f1(stored)
+    assert stored.trained is None and figure.get_suptitle().startswith("org/name: ")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made_rows import LENGTHS
 
 from vdp_utils import figures, findings
@@ -181,3 +182,12 @@ def test_the_verdict_is_stored_as_it_is_shown_with_its_model(falling, tmp_path, 
     stored = json.loads((tmp_path / name).read_text())
     assert stored.pop("model") == model
     assert stored == verdict.to_row() and stored["verdict"] == "reproduced"
+
+
+@pytest.mark.parametrize("dtype, stored", [
+    ("float32", None), (torch.float32, None), ("bfloat16", "bfloat16"),
+    (torch.float16, "float16")])
+def test_a_verdict_says_in_which_dtype_it_was_measured_but_for_float32(falling, tmp_path, dtype,
+                                                                       stored):
+    findings.save_verdict(decline.verdict(falling), tmp_path, "x", dtype)
+    assert json.loads((tmp_path / "F1_x_verdict.json").read_text()).get("dtype") == stored

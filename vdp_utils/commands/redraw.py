@@ -1,8 +1,10 @@
 """`make figures`: every figure again from stored rows and tables, without loading a model."""
 
 import argparse
+import json
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, cached_property
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,117 +20,215 @@ from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import one_pair, presence_samples
 
 
+class NoRows(VDPError):
+    """A figure's rows are not stored."""
+
+
 class Stored:
     """What is stored of one model under a results folder."""
 
     def __init__(self, results: Path, model: str):
         self.store, self.model = ResultStore(results), model
-        self.source = MODELS / model.removeprefix("embedded-")
-        about = manifest(self.source)
-        self.trained = about["max_context"]
-        self.revision = about["weights_sha256"][:16]
+        self.rows = cache(self._rows)  # several figures read the same
+        self.revision = self.trained = None
+        if model.startswith("embedded-"):
+            about = manifest(MODELS / model.removeprefix("embedded-"))
+            self.revision, self.trained = about["weights_sha256"][:16], about["max_context"]
 
-    def rows(self, finding: str, images=()) -> pd.DataFrame:
-        """All rows of a finding under the model's present weights.
+    @cached_property
+    def conditions(self) -> dict[str, list[dict]]:
+        """The model's conditions by finding: of its present weights, of one dtype only.
 
-        VDPError for none, and for none with one of `images`.
+        That is float32 where there are such rows. VDPError where rows would still be mixed.
         """
-        found = [one for one in self.store.conditions(finding)
-                 if (one["model"], one["revision"]) == (self.model, self.revision)]
+        found = {path.name: [one for one in self.store.conditions(path.name)
+                             if one["model"] == self.model
+                             and self.revision in (None, one["revision"])]
+                 for path in Path(self.store.root).glob("*") if path.is_dir()}
+        dtypes = {one["dtype"] for conditions in found.values() for one in conditions}
+        if "float32" in dtypes:
+            found = {finding: [one for one in conditions if one["dtype"] == "float32"]
+                     for finding, conditions in found.items()}
+        versions = {(one["revision"], one["dtype"], one["attention"])
+                    for conditions in found.values() for one in conditions}
+        if len(versions) > 1:
+            raise VDPError(f"{self.store.root} holds rows of {self.model} in several versions "
+                           f"({'; '.join(' '.join(one) for one in sorted(versions))}): keep each "
+                           "in a folder of its own and draw it with --results")
+        return found
+
+    def _rows(self, finding: str, images: tuple = ()) -> pd.DataFrame:
+        """All rows of a finding. NoRows for none, and for none with one of `images`."""
+        found = self.conditions.get(finding, [])
         lacking = sorted(set(images) - {one["image"] for one in found})
         if lacking or not found:
             which = f" with the images {', '.join(lacking)}" if found else ""
-            raise VDPError(f"no rows of {finding}{which} for {self.model} in {self.store.root}: "
-                           "measure them with make study PROFILE=full")
+            given = "" if self.model == paths.MODEL else f" MODEL={self.model}"
+            raise NoRows(f"no rows of {finding}{which} for {self.model} in {self.store.root}: "
+                         f"measure them with make study PROFILE=full{given}")
         return pd.concat([self.store.read(finding, one) for one in found], ignore_index=True)
 
+    def told(self, *images: str) -> pd.DataFrame:
+        """Presence rows of the context kinds that every image stands behind; these must be."""
+        rows = self.rows(PRESENCE, images)
+        return rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]
 
-def of_each_size(stored: Stored):
-    """(name, figure) of each figure that is drawn of both sizes."""
-    model, trained = stored.model, stored.trained
-    rows = stored.rows(PRESENCE, ("own", "words", "none"))
-    own = rows[rows["image"] == "own"]
-    samples = presence_samples("evaluation", own["image_id"].nunique())
-    yield "fig01_long_context_decline", figures.decline(decline.summary(own), trained, model)
-    told = rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]
+    def own(self) -> pd.DataFrame:
+        """Presence rows about the sample's own image."""
+        rows = self.rows(PRESENCE, ("own",))
+        return rows[rows["image"] == "own"]
+
+
+# Each of these yields (name, figure), and raises NoRows where the figures' rows are missing.
+
+
+def f1(stored: Stored):
+    yield "fig01_long_context_decline", figures.decline(
+        decline.summary(stored.own()), stored.trained, stored.model)
+
+
+def f2(stored: Stored):
+    told = stored.told("own", "words")
     yield "fig02_text_only_control", figures.text_control(
         text_control.summary(told[told["image"].isin(text_control.IMAGES)]),
-        text_control.places(told[told["context_kind"] == "other"]), trained, model)
-    found = priors.pairs(told)
+        text_control.places(told[told["context_kind"] == "other"]), stored.trained, stored.model)
+
+
+def f3(stored: Stored):
+    found = priors.pairs(stored.told("own", "none"))
     yield "fig03_prior_consistency", figures.priors(
-        priors.summary(found), priors.by_prior(found), trained, model)
-    yes = proportion.yes_questions(own, samples)
+        priors.summary(found), priors.by_prior(found), stored.trained, stored.model)
+
+
+def f4(stored: Stored):
+    own = stored.own()
+    yes = proportion.yes_questions(own, presence_samples("evaluation", own["image_id"].nunique()))
     yield "fig04_target_proportion", figures.proportion(
-        proportion.summary(yes), proportion.curves(yes), proportion.SHOWN, model)
+        proportion.summary(yes), proportion.curves(yes), proportion.SHOWN, stored.model)
+
+
+def f5(stored: Stored):
+    own = stored.own()
     neutral = own[own["context_kind"] == "other"]
     layers = attention.by_layer(neutral)
     yield "fig05_attention_distribution", figures.attention(
         attention.summary(layers), attention.heat(layers, "mass_image"),
-        attention.heat(layers, "prefers_image"), attention.heads(neutral), trained, model)
+        attention.heat(layers, "prefers_image"), attention.heads(neutral), stored.trained,
+        stored.model)
 
 
-def diagnosis(stored: Stored, larger: Stored):
-    """(name, figure) of F1 to F5, one after the other; names of the larger size end in `_m`."""
-    model = stored.model
-    yield from of_each_size(stored)
-    for name, figure in of_each_size(larger):
-        yield f"{name}_m", figure
-    rows = stored.rows(PRESENCE)
+def f5_cause(stored: Stored):
     yield "fig05_attention_and_cause", figures.attention_and_cause(
-        attention.against_cause(rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]), model)
+        attention.against_cause(stored.told("own", "none", "swapped")), stored.model)
+
+
+def f5_maps(stored: Stored):
     yield "fig05_attention_maps", figures.attention_maps(
         attention.first_questions(stored.rows(attention.MAPS)),
-        presence_samples("evaluation", attention.SHOWN), attention.MAP_LENGTHS, model)
+        presence_samples("evaluation", attention.SHOWN), attention.MAP_LENGTHS, stored.model)
 
 
-def cure(stored: Stored, larger: Stored):
-    """(name, figure) of the embedded LVLM itself and of F6 to F9."""
-    model = stored.model
-    yield "fig00_scenes", figures.gallery(presence_samples("evaluation", 8))
-    yield "fig00_training", figures.training_curves(pd.read_csv(stored.source / "training_log.csv"))
-    answers = stored.rows(recovery.PRUNED)
-    yield "fig06_context_pruning", figures.recovery(recovery.summary(answers), model)
-    yield "fig06_context_pruning_m", figures.recovery(
-        recovery.summary(larger.rows(recovery.PRUNED)), larger.model)
-    yield "fig06_image_and_text_targets", figures.targets(recovery.targets(answers), model)
+def f6(stored: Stored):
+    answers = stored.rows(recovery.PRUNED, ("own", "swapped", recovery.TOLD))
+    yield "fig06_context_pruning", figures.recovery(recovery.summary(answers), stored.model)
+    yield "fig06_image_and_text_targets", figures.targets(recovery.targets(answers), stored.model)
+
+
+def f6_examples(stored: Stored):
     yield "fig06_examples", figures.pruned_examples(
         stored.rows(recovery.EXAMPLES), one_pair(presence_samples("evaluation", recovery.SHOWN)),
-        model)
+        stored.model)
+
+
+def f7(stored: Stored):
     by_strategy = stored.rows(ranking.STRATEGIES)
     found = ranking.answers(by_strategy)
     ranked = ranking.tests(found)
     yield "fig07_strategies", figures.strategies(
         ranked, ranking.cells(found),
-        ranking.critical_difference(len(ranked) + 1, ranked["n_images"].max()), model)
-    yield "fig07_ablations", figures.ablations(ranking.ablations(by_strategy), model)
+        ranking.critical_difference(len(ranked) + 1, ranked["n_images"].max()), stored.model)
+    yield "fig07_ablations", figures.ablations(ranking.ablations(by_strategy), stored.model)
+
+
+def f8(stored: Stored):
     pruned = concentration.by_layer(stored.rows(concentration.MASSES), concentration.RATES)
-    yield "fig08_theory_checks", figures.concentration(concentration.tests(pruned), pruned, model)
-    yield from costs(stored, found, answers)
+    yield "fig08_theory_checks", figures.concentration(concentration.tests(pruned), pruned,
+                                                       stored.model)
 
 
-def costs(stored: Stored, by_strategy: pd.DataFrame, answers: pd.DataFrame):
-    """(name, figure) of F9's figures, but for those of the benchmark alone."""
+def f9(stored: Stored):
     times = cost.summary(stored.rows(cost.TIMES))
     ways = times[times["context_length"] == cost.LENGTH]
     yield "fig09_inference_cost", figures.cost(ways, stored.model)
     chosen = times[times["context_length"] == cost.STRATEGY_LENGTH]
     late = times[times["context_length"].isin(cost.LONG)]
-    yield "fig09_pareto", figures.pareto(cost.pareto(chosen, by_strategy),
-                                         cost.by_length(late, answers), stored.model)
+    yield "fig09_pareto", figures.pareto(
+        cost.pareto(chosen, ranking.answers(stored.rows(ranking.STRATEGIES))),
+        cost.by_length(late, stored.rows(recovery.PRUNED)), stored.model)
+
+
+def embedded(stored: Stored):
+    log = pd.read_csv(MODELS / stored.model.removeprefix("embedded-") / "training_log.csv")
+    yield "fig00_scenes", figures.gallery(presence_samples("evaluation", 8))
+    yield "fig00_training", figures.training_curves(log)
+
+
+def benchmark(stored: Stored):
     tables = bench.tables_of(paths.bench("full"))
     yield "fig09_break_even", figures.break_even(
         {model: bench.break_even(tables[name]) for model, name in bench.MODELS.items()})
     yield "fig09_peers", figures.peers(tables["peers_times"])
 
 
-def draw(options, part) -> list[str]:
-    """Save the figures of `diagnosis` or `cure`, and return their names."""
-    names = []
-    for name, figure in part(*(Stored(options.results, model)
-                               for model in (options.model, options.larger))):
-        plt.close(figures.save(figure, options.output, name))
-        names.append(name)
-    return names
+OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9))
+OF_TABLES = (embedded, benchmark)  # of the default model only
+
+
+def draw(results: Path, output: Path, model: str, parts: Iterable) -> list[Path]:
+    """Save the figures of `parts`, without endings; returns their paths.
+
+    Where a model's rows are missing its figures are left out, but for the default model's.
+    """
+    stored, drawn = Stored(results, model), []
+    for part in parts:
+        try:
+            for name, figure in part(stored):
+                plt.close(figures.save(figure, output, name))
+                drawn.append(output / name)
+        except NoRows:
+            if model == paths.MODEL:
+                raise
+    return drawn
+
+
+def models(results: Path) -> list[str]:
+    """The models with a verdict in a results folder, the default one first."""
+    found = {json.loads(path.read_text())["model"] for path in results.glob("*_verdict.json")}
+    return sorted(found, key=lambda model: (model != paths.MODEL, model))
+
+
+def redraw(results: Path, output: Path, chosen: Iterable[str] = ()) -> list[Path]:
+    """Draw what is stored of the `chosen` models, or of all that have verdicts.
+
+    Into `output`, another model's than the default one into a folder of its name there. Returns
+    the paths without endings. VDPError for a model of which nothing can be drawn.
+    """
+    chosen = list(chosen) or models(results) or [paths.MODEL]
+    tasks = [(results, output / ("" if model == paths.MODEL else paths.slug(model)), model, parts)
+             for parts in OF_ROWS for model in chosen]
+    if paths.MODEL in chosen:
+        tasks.append((results, output, paths.MODEL, OF_TABLES))
+    drawn = {model: [] for model in chosen}
+    with ProcessPoolExecutor(2) as pool:  # one after the other they take more than a minute
+        for task, found in zip(tasks, pool.map(draw, *zip(*tasks))):
+            drawn[task[2]] += found
+    for model, found in drawn.items():
+        if not found:
+            raise NoRows(f"nothing to draw of {model} in {results}: measure it with make study "
+                         f"PROFILE=full MODEL={model}")
+    if paths.MODEL in chosen:
+        bench.draw(bench.tables_of(paths.bench("full")), output)
+    return sum(drawn.values(), [])
 
 
 def main() -> None:
@@ -136,13 +236,10 @@ def main() -> None:
                                      description=__doc__)
     parser.add_argument("--results", type=Path, default=paths.results("full"))
     parser.add_argument("--output", type=Path, default=paths.figures("full"))
-    parser.add_argument("--model", default="embedded-s")
-    parser.add_argument("--larger", default="embedded-m")
+    parser.add_argument("--model", action="append", default=[],
+                        help="draw this model only (default: all that have verdicts)")
     options = parser.parse_args()
-    with ProcessPoolExecutor(2) as pool:  # one after the other they take more than a minute
-        for names in pool.map(partial(draw, options), (diagnosis, cure)):
-            print(*(options.output / name for name in names), sep="\n")
-    bench.draw(bench.tables_of(paths.bench("full")), options.output)
+    print(*redraw(options.results, options.output, options.model), sep="\n")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@
 """
 
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
 
+from vdp_utils.paths import slug
 from vdp_utils.stats import Estimate, Verdict
 
 PRESENCE = "F1_F5_presence"  # the table of rows that findings F1 to F5 share
@@ -26,11 +26,15 @@ def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind",
     return part.assign(text=texts).pivot(index=index, columns=column, values="text")
 
 
-def save_verdict(verdict: Verdict, folder: str | Path, model: str) -> None:
+def save_verdict(verdict: Verdict, folder: str | Path, model: str, dtype="float32") -> None:
     """Write a model's verdict to `folder/<finding>_<model>_verdict.json`, for the README's table.
 
-    It holds the model's name too; in the file's own name a hub id's "/" and the like become "-".
+    It holds the model's name too, which `paths.slug` puts in the file's own name, and the dtype
+    of its weights, a torch dtype or its name, where that is not float32.
     """
-    name = re.sub(r"[^\w.-]+", "-", model)
-    path = Path(folder) / f"{verdict.finding}_{name}_verdict.json"
-    path.write_text(json.dumps(verdict.to_row() | {"model": model}, indent=2) + "\n")
+    row = verdict.to_row() | {"model": model}
+    name = str(dtype).removeprefix("torch.")
+    if name != "float32":
+        row["dtype"] = name
+    path = Path(folder) / f"{verdict.finding}_{slug(model)}_verdict.json"
+    path.write_text(json.dumps(row, indent=2) + "\n")
