@@ -115,6 +115,14 @@ def test_peers_stand_beside_the_ways():
     assert widths == [pytest.approx(x) for x in (0.5, 1.1, 1.0, 1.0)]
 
 
+def test_figures_of_the_committed_benchmark_say_so_beside_other_rows():
+    tables = bench.tables_of(paths.bench("full"))
+    counts = {"wide": bench.break_even(tables["pruning_wide"])}
+    for draw, shown in ((figures.break_even, counts), (figures.peers, tables["peers_times"])):
+        plain, marked = draw(shown).get_suptitle(), draw(shown, committed=True).get_suptitle()
+        assert marked == plain + "\nthe committed benchmark, not this run"
+
+
 def test_every_strategy_but_the_oracle_is_timed(uneven):
     (one,) = cost.strategy_conditions(uneven, 60)
     assert set(one.strategies) == set(ranking.GROUPS) - {"oracle"}

@@ -10,6 +10,7 @@ from vdp_utils.figures.bench import WAY_STYLES, _where, relative
 from vdp_utils.figures.ranking import GROUP_LOOKS
 from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
+COMMITTED = "\nthe committed benchmark, not this run"  # said on its figures in another profile
 FAST = 1.5  # times of no pruning up to which operating points share a panel
 
 
@@ -36,10 +37,11 @@ def cost(table: pd.DataFrame, model: str) -> Figure:
     return figure
 
 
-def break_even(tables: dict[str, pd.DataFrame]) -> Figure:
+def break_even(tables: dict[str, pd.DataFrame], committed: bool = False) -> Figure:
     """F9: generated tokens from which each way and rate is faster than no pruning.
 
-    `tables` are those of `bench.break_even` by model.
+    `tables` are those of `bench.break_even` by model. With `committed` the figure says that they
+    are the committed benchmark's, not of the run that shows it.
     """
     figure, panels = plt.subplots(1, len(tables), figsize=(WIDE, 2.9), sharey=True)
     for axes, (model, table) in zip(np.atleast_1d(panels), tables.items()):
@@ -59,7 +61,7 @@ def break_even(tables: dict[str, pd.DataFrame]) -> Figure:
         axes.grid(False)
         axes.set(xlabel="context length (tokens)", title=model)
     figure.suptitle("Generated tokens from which pruning is faster (0: from the first), by way and "
-                    "rate", fontsize=8)
+                    f"rate{COMMITTED if committed else ''}", fontsize=8)
     return figure
 
 
@@ -126,8 +128,11 @@ def _named(axes, table: pd.DataFrame) -> None:
         height -= 0.055
 
 
-def peers(times: pd.DataFrame) -> Figure:
-    """F9: this study's ways and kvpress's presses, relative to no pruning in the same run."""
+def peers(times: pd.DataFrame, committed: bool = False) -> Figure:
+    """F9: this study's ways and kvpress's presses, relative to no pruning in the same run.
+
+    `committed` as in `break_even`.
+    """
     lengths = sorted(times["length"].unique())
     figure, panels = plt.subplots(1, len(lengths), figsize=(WIDE, 2.4), sharey=True)
     for axes, length in zip(np.atleast_1d(panels), lengths):
@@ -142,5 +147,5 @@ def peers(times: pd.DataFrame) -> Figure:
         axes.set(title=f"{length} context tokens", xlabel="relative to no pruning")
     style.shared_legend(figure, np.atleast_1d(panels)[0])
     figure.suptitle(f"Beside kvpress, rate {times['rate'].iloc[0]:g}, wide random model "
-                    f"({_where(times)})", fontsize=8)
+                    f"({_where(times)}){COMMITTED if committed else ''}", fontsize=8)
     return figure
