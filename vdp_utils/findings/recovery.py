@@ -13,7 +13,6 @@ from vdp_utils.stats import Estimate, Verdict
 
 PRUNED = "F6_F9_pruned"  # the table of answers under pruning
 LENGTHS = (0, 512, 1024, 2048, 4096)
-LARGER_LENGTHS = (0, 512)  # of size M, at few rates each: more would cost too much
 RATES = tuple(n / 10 for n in range(1, 10))
 FEW_RATES = (0.5, 0.7, 0.9)  # beyond NEAR, and with the image swapped: each costs a pass
 RATE = 0.5  # which the rule looks at
