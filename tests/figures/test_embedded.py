@@ -21,11 +21,12 @@ def test_the_gallery_shows_boxes_and_nouns():
     figure = figures.gallery(samples, columns=4)
     assert len(figure.axes) == 8
     for axes, sample in zip(figure.axes, samples):
-        assert sample.scene.theme in axes.get_title() and sample.scene.texture in axes.get_title()
-        assert [text.get_text() for text in axes.texts] == [i.noun for i in sample.scene.items]
+        title = axes.get_title()
+        assert sample.picture.theme in title and sample.picture.texture in title
+        assert [text.get_text() for text in axes.texts] == [i.noun for i in sample.picture.items]
         boxes = [(p.get_x(), p.get_y(), p.get_x() + p.get_width(), p.get_y() + p.get_height())
                  for p in axes.patches]
-        assert boxes == [item.box for item in sample.scene.items]
+        assert boxes == [item.box for item in sample.picture.items]
         (image,) = axes.images
         assert np.array_equal(np.asarray(image.get_array()), np.asarray(sample.image()))
         assert image.get_extent() == [0, scenes.SIZE, scenes.SIZE, 0]

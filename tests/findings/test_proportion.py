@@ -39,7 +39,8 @@ def rows_with(product, images=150, seed=3, kinds=("other",), objects=0.0):
 
 
 def samples_of(rows):
-    return [SimpleNamespace(image_id=image, scene=SimpleNamespace(items=[None] * int(n)))
+    return [SimpleNamespace(image_id=image, picture=SimpleNamespace(
+        items=[None] * int(n), frequency=scenes.noun_frequency().get))
             for image, n in rows.groupby("image_id")["items"].first().items()]
 
 
@@ -80,9 +81,11 @@ def test_only_yes_questions_count_and_predictors_are_scaled():
 
 
 def test_frequency_counts_training_scenes():
-    found = f4.noun_frequency()
+    found = scenes.noun_frequency()
     with_cow = sum("cow" in scenes.compose("train", i).counts for i in range(2000))
     assert found["cow"] == with_cow > 0 and set(found) == set(scenes.NOUNS)
+    scene = scenes.compose("evaluation", 0)
+    assert (scene.frequency("cow"), scene.frequency("goat")) == (with_cow, 0)
 
 
 @pytest.mark.parametrize("product, expected", [(1.0, "reproduced"), (0.0, "not reproduced"),

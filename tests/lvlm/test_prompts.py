@@ -16,7 +16,7 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import CONTEXT_KINDS, Question
-from vdp_utils.sources.samples import PICTURES, _presence_sample, presence_samples
+from vdp_utils.sources.samples import PICTURES, ask_presence, presence_samples
 
 LENGTHS = [0, 1, *(2**n for n in range(6, 14))]  # 64 to 8192
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -34,7 +34,7 @@ def samples():
 
 
 def presence_sample(index, split="evaluation"):
-    return _presence_sample(scenes.compose(split, index), 3, False)
+    return ask_presence(scenes.compose(split, index))
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -145,7 +145,7 @@ def test_the_scene_in_words_takes_the_image_s_place(tiny, samples):
         assert tiny.image_token_id not in prefix.input_ids and prefix.images == {}
         said = tiny.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.IMAGE])
         told = re.fullmatch(r"User: .+\nAssistant: The image shows the following\. (.+)\n", said)
-        for noun, count in sample.scene.counts.items():
+        for noun, count in sample.picture.counts.items():
             form = noun if count == 1 else dialogues.plural(noun)
             assert re.search(rf"\b{form}\b", told[1])
 
@@ -220,7 +220,7 @@ def test_contexts_draw_from_a_stream_of_their_own(tiny, samples, monkeypatch, ki
     blocks = dialogues.context_blocks
     monkeypatch.setattr(dialogues, "context_blocks",
                         lambda *given: keys.append(given[-1]) or blocks(*given))
-    scene = samples[3].scene
+    scene = samples[3].picture
     prompts.context(tiny.tokenizer, kind, samples[3], 400)
     used = [scene.seed, *((*scene.seed, n) for n in (1, 2, 3))]  # compose, render, questions
     states = [np.random.default_rng(key).random() for key in (*keys, *used)]

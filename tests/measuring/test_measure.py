@@ -166,7 +166,7 @@ def test_a_score_is_the_sum_of_the_option_s_token_log_probabilities(lvlm, positi
 
 def test_the_order_of_the_options_does_not_matter(lvlm, positions):
     one, sample = condition(lvlm, "same", 20), positions[0]
-    turned = Sample(sample.scene, tuple(
+    turned = Sample(sample.picture, tuple(
         dataclasses.replace(question, options=question.options[::-1])
         for question in sample.questions))
     for row, other in zip(measure_sample(lvlm, sample, one), measure_sample(lvlm, turned, one)):
@@ -199,7 +199,7 @@ def test_rows_have_every_documented_column_and_exact_token_counts(lvlm, presence
             assert (row["image_id"], row["question_id"]) == (sample.image_id, str(number))
             assert row["answer"] == question.answer.lower() and row["kind"] == "presence"
             assert row["nouns"] == question.nouns[0]
-            assert row["target_share"] == sample.scene.share(question.nouns[0])
+            assert row["target_share"] == sample.picture.share(question.nouns[0])
             assert (row["target_share"] > 0) == (question.answer == "Yes")
             yes, no = row["log_likelihoods"]
             assert row["predicted"] == ("yes" if yes > no else "no")

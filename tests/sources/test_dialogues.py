@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from vdp_utils.errors import VDPError
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import CONTEXT_KINDS, QUESTION_KINDS, TEMPLATES
+from vdp_utils.sources.samples import presence_samples
 from vdp_utils.sources.scenes import Item, Scene
 
 IRREGULAR = dict(
@@ -75,7 +76,7 @@ def truth(scene, text):
             return name, "Yes" if boxes[0] else "No"
         if name == "counting":
             return name, len(boxes[0])
-        assert all(len(b) == 1 for b in boxes), f"ambiguous in {scene.scene_id}: {text}"
+        assert all(len(b) == 1 for b in boxes), f"ambiguous in {scene.image_id}: {text}"
         centers = [((b[0][0] + b[0][2]) / 2, (b[0][1] + b[0][3]) / 2) for b in boxes]
         if name == "position":
             (x, y), = centers
@@ -161,8 +162,8 @@ def test_absent_nouns_of_training_are_never_held_out():
     asked = {q.nouns[0] for n in range(300)
              if (q := dialogues.ask(scenes.compose("train", n), "presence", rng))}
     assert asked.isdisjoint(scenes.HELD_OUT_NOUNS)
-    asked = {q.nouns[0] for n in range(300) if (q := dialogues.ask(
-        scenes.compose("evaluation_nouns", n), "presence", rng, new_nouns=True))}
+    asked = {noun for sample in presence_samples("evaluation_nouns", 300)
+             for noun, present in sample.asked.items() if not present}
     assert not asked.isdisjoint(scenes.HELD_OUT_NOUNS)
 
 
@@ -274,7 +275,7 @@ def test_presence_in_dialogues_is_balanced():
 def test_dialogues_alternate_and_repeat_no_question_in_a_row():
     scene = scenes.compose("train", 3)
     record = dialogues.dialogue(scene, np.random.default_rng(0), 30)
-    assert record["image_id"] == scene.scene_id
+    assert record["image_id"] == scene.image_id
     assert [t["from"] for t in record["conversations"]] == ["user", "gpt"] * 30
     asks = [question for question, _ in turns(record)]
     assert all(p != q for p, q in zip(asks, asks[1:]))

@@ -24,7 +24,7 @@ def test_presence_samples_are_balanced_and_ask_no_noun_twice(split):
         assert answers["Yes"] == answers["No"] <= 3
         assert len(nouns) == len(set(nouns)) == len(sample.questions) == len(sample.asked)
         for question in sample.questions:
-            present = question.nouns[0] in {i.noun for i in sample.scene.items}
+            present = question.nouns[0] in {i.noun for i in sample.picture.items}
             assert question.answer == ("Yes" if present else "No")
             assert sample.asked[question.nouns[0]] == present
             assert (question.nouns[0] in scenes.HELD_OUT_NOUNS) == (split == "evaluation_nouns")
@@ -65,12 +65,12 @@ def test_images_own_blank_and_swapped(samples, monkeypatch):
     monkeypatch.setattr(scenes, "render", lambda scene: shown.append(scene) or render(scene))
     for sample in samples:
         own, blank, swapped = map(sample.image, ("own", "blank", "swapped"))
-        assert shown[-2] == sample.scene and shown[-1] != sample.scene
+        assert shown[-2] == sample.picture and shown[-1] != sample.picture
         assert set(sample.asked).isdisjoint(item.noun for item in shown[-1].items)
         assert own.size == blank.size == swapped.size == (scenes.SIZE, scenes.SIZE)
         assert own.mode == blank.mode == swapped.mode == "RGB"
         assert {low == high for low, high in blank.getextrema()} == {True}
-        np.testing.assert_array_equal(np.asarray(own), render(sample.scene))
+        np.testing.assert_array_equal(np.asarray(own), render(sample.picture))
         assert np.any(np.asarray(own) != np.asarray(swapped))
 
 

@@ -33,7 +33,7 @@ def composed():
 
 def annotation_hash():
     """SHA-256 of the pinned scenes' annotation, as JSON."""
-    found = [[s.scene_id, s.theme, s.texture, s.seed, [[i.noun, i.box] for i in s.items]]
+    found = [[s.image_id, s.theme, s.texture, s.seed, [[i.noun, i.box] for i in s.items]]
              for s in (scenes.compose(*where) for where in PINNED)]
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
@@ -93,7 +93,7 @@ def test_boxes_lie_in_the_image_and_never_overlap(composed):
         for p, q in combinations(scene.items, 2):
             apart = (p.box[2] <= q.box[0] or q.box[2] <= p.box[0]
                      or p.box[3] <= q.box[1] or q.box[3] <= p.box[1])
-            assert apart, scene.scene_id
+            assert apart, scene.image_id
 
 
 def test_center_share_and_counts_follow_from_the_boxes():
@@ -118,9 +118,9 @@ def test_boxes_are_exact(composed, split):
             assert changed[y0:y1, x0:x1].mean() > 0.1
             rows, columns = np.flatnonzero(opaque.any(1)), np.flatnonzero(opaque.any(0))
             found = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-            assert np.abs(np.subtract(found, item.box)).max() <= 2, (scene.scene_id, item, found)
+            assert np.abs(np.subtract(found, item.box)).max() <= 2, (scene.image_id, item, found)
             changed[y0:y1, x0:x1] = False
-        assert not changed.any(), scene.scene_id
+        assert not changed.any(), scene.image_id
 
 
 @pytest.mark.parametrize("texture", scenes.TEXTURES + HELD_OUT_TEXTURES)
@@ -150,7 +150,7 @@ def test_pixels_are_as_pinned():
 def test_splits_share_no_scene(composed):
     assert len({stream for stream, _, _ in SPLITS.values()}) == len(SPLITS)
     everything = sum(composed.values(), [])
-    for unique in ({s.scene_id for s in everything}, {s.seed for s in everything},
+    for unique in ({s.image_id for s in everything}, {s.seed for s in everything},
                    {s.items for s in everything}):
         assert len(unique) == len(everything)
 
@@ -169,7 +169,7 @@ def test_held_out_nouns_and_textures_stay_in_their_splits(composed):
 
 
 def test_every_scene_of_the_nouns_split_has_a_held_out_noun(composed):
-    lacking = [s.scene_id for s in composed["evaluation_nouns"]
+    lacking = [s.image_id for s in composed["evaluation_nouns"]
                if set(HELD_OUT_NOUNS).isdisjoint(s.counts)]
     assert not lacking
 

@@ -173,7 +173,7 @@ def test_training_and_measurement_give_the_model_the_same_prompts(base, monkeypa
         rng = np.random.default_rng(0)
         prefix, rows = PackedDialogues(base, "validation").row(scene, rng, image, context)
     ((sample, kind, length, seed),) = contexts
-    assert sample.scene == scene and length == context
+    assert sample.picture == scene and length == context
     measured = prompts.shared_prefix(base, sample, kind, length, seed, "own" if image else "words")
     assert prefix.tolist() == measured.input_ids.tolist()
     assert len(rows) == len(asked) > 8

@@ -110,7 +110,7 @@ def attention_and_cause(table: pd.DataFrame, model: str) -> Figure:
 
 
 def attention_maps(maps: pd.DataFrame, samples, lengths, model: str) -> Figure:
-    """F5: where the answer position looks, mean over layers and heads, on each scene.
+    """F5: where the answer position looks, mean over layers and heads, on each picture.
 
     One line a sample, one column a context length; each map is scaled to its own largest value,
     whose share of all attention stands above it.
@@ -123,14 +123,9 @@ def attention_maps(maps: pd.DataFrame, samples, lengths, model: str) -> Figure:
         line[0].imshow(picture)
         line[0].set_title(mine["question"].iloc[0], fontsize=5.5)
         for axes, length in zip(line[1:], lengths):
-            flat = np.asarray(mine.loc[length, "map_image"], dtype=float)
-            side = picture.size[0]
-            grid = flat.reshape(-1, 100).mean(0).reshape(10, 10)
-            axes.imshow(picture.convert("L"), cmap="gray", alpha=0.6)
-            axes.imshow(grid / grid.max(), extent=(0, side, side, 0), cmap="magma", alpha=0.65,
-                        vmin=0, vmax=1)
+            share = style.look(axes, picture, mine.loc[length, "map_image"])
             axes.set_title(f"{style.short(length)} tokens: “{mine.loc[length, 'predicted']}”, "
-                           f"{100 * grid.sum():.1f} %", fontsize=5.5)
+                           f"{100 * share:.1f} %", fontsize=5.5)
     for axes in panels.flat:
         axes.axis("off")
     figure.suptitle(f"{model}: attention on the image (above: the answer, and the image's share of "

@@ -6,18 +6,22 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from vdp_utils.figures.style import WIDE, shared_legend
-from vdp_utils.sources import scenes
+from vdp_utils.sources.pictures import Item
 from vdp_utils.sources.samples import Sample
 
 
-def _label_box(item: scenes.Item, taken: list) -> tuple[float, float, float, float]:
-    """Room for an item's noun above, below or inside its box, clear of what is `taken`."""
-    x0, y0, x1, y1 = item.box
-    width, height = 4.2 * len(item.noun) + 2, 8  # pixels, at 5 points
-    left = min(x0, scenes.SIZE - width)
-    places = [(left, top, left + width, top + height) for top in (y0 - 9, y1 + 1, y0 + 1)]
+def _label_box(item: Item, taken: list, size) -> tuple[float, float, float, float]:
+    """Room for an item's noun above, below or inside its box, clear of what is `taken`.
+
+    All in pixels of a picture of `size` (width, height).
+    """
+    (x0, y0, _, y1), dot = item.box, size[0] / 160  # letters of 5 points are 4.2 dots wide
+    width, height = (4.2 * len(item.noun) + 2) * dot, 8 * dot
+    left = min(x0, size[0] - width)
+    places = [(left, top, left + width, top + height)
+              for top in (y0 - 9 * dot, y1 + dot, y0 + dot)]
     for place in places:
-        if place[1] >= 0 and place[3] <= scenes.SIZE and not any(
+        if place[1] >= 0 and place[3] <= size[1] and not any(
                 place[0] < box[2] and box[0] < place[2] and place[1] < box[3]
                 and box[1] < place[3] for box in taken if box != item.box):
             return place
@@ -25,24 +29,25 @@ def _label_box(item: scenes.Item, taken: list) -> tuple[float, float, float, flo
 
 
 def gallery(samples: list[Sample], columns: int = 4) -> Figure:
-    """Scenes with the boxes and nouns of their objects."""
+    """Pictures with the boxes and nouns of their objects."""
     lines = -(-len(samples) // columns)
     figure, panels = plt.subplots(lines, columns, figsize=(WIDE, 1.85 * lines),
                                   layout="constrained", squeeze=False)
     for axes in panels.flat:
         axes.axis("off")
     for axes, sample in zip(panels.flat, samples):
-        axes.imshow(sample.image(), extent=(0, scenes.SIZE, scenes.SIZE, 0))
-        boxes = [item.box for item in sample.scene.items]
-        for item in sample.scene.items:
+        image, picture = sample.image(), sample.picture
+        axes.imshow(image, extent=(0, image.width, image.height, 0))
+        boxes = [item.box for item in picture.items]
+        for item in picture.items:
             x0, y0, x1, y1 = item.box
             axes.add_patch(plt.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, linewidth=0.7,
                                          edgecolor="black"))
-            label = _label_box(item, boxes)
+            label = _label_box(item, boxes, image.size)
             boxes.append(label)
             axes.text(label[0] + 1, (label[1] + label[3]) / 2, item.noun, fontsize=5, va="center",
                       bbox=dict(facecolor="white", edgecolor="none", pad=0.3, alpha=0.8))
-        axes.set_title(f"{sample.scene.theme}, {sample.scene.texture}", fontsize=7)
+        axes.set_title(picture.caption, fontsize=7)
     return figure
 
 

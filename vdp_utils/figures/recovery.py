@@ -1,7 +1,6 @@
 """F6: pruning against rate, and examples of what is kept."""
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -65,16 +64,10 @@ def pruned_examples(rows: pd.DataFrame, samples, model: str) -> Figure:
                                   width_ratios=(1, 1, 3.4), squeeze=False)
     for line, sample in zip(panels, samples):
         mine = rows[(rows["image_id"] == sample.image_id) & (rows["answer"] == "no")]
-        picture = sample.image()
-        side = picture.size[0]
         for axes, (_, row) in zip(line, mine.sort_values("rate").iterrows()):
-            flat = np.asarray(row["map_image"], dtype=float)
-            grid = flat.reshape(-1, 100).mean(0).reshape(10, 10)
-            axes.imshow(picture.convert("L"), cmap="gray", alpha=0.6)
-            axes.imshow(grid / grid.max(), extent=(0, side, side, 0), cmap="magma", alpha=0.65,
-                        vmin=0, vmax=1)
+            share = style.look(axes, sample.image(), row["map_image"])
             when = f"rate {row['rate']:g}" if row["rate"] else "before"
-            axes.set_title(f"{when}: “{row['predicted']}”, {100 * grid.sum():.1f} %", fontsize=5.5)
+            axes.set_title(f"{when}: “{row['predicted']}”, {100 * share:.1f} %", fontsize=5.5)
         row = mine.sort_values("rate").iloc[-1]
         _kept_text(line[2], row["texts"], row["stays"], size, columns)
         line[2].set_title(f"{row['question']} (answer: {row['answer']})", fontsize=5.5)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -43,6 +44,18 @@ def curve(axes, part: pd.DataFrame, number: int = 0, x: str = "context_length", 
                   label=label, color=PALETTE[number] if color is None else color,
                   marker=marker or MARKERS[number], linestyle=line or LINES[number % len(LINES)],
                   elinewidth=0.8, capsize=1.5)
+
+
+def look(axes, picture, weights) -> float:
+    """Draw where on a PIL picture the answer looks, and return the image's share of attention.
+
+    `weights` are layers x 10 x 10 image tokens, flat; the map is scaled to its own largest value.
+    """
+    grid = np.reshape(np.asarray(weights, dtype=float), (-1, 10, 10)).mean(0)
+    axes.imshow(picture.convert("L"), cmap="gray", alpha=0.6)
+    axes.imshow(grid / grid.max(), extent=(0, picture.width, picture.height, 0), cmap="magma",
+                alpha=0.65, vmin=0, vmax=1)
+    return grid.sum()
 
 
 def gains(axes, part: pd.DataFrame, places, number: int, label: str) -> None:

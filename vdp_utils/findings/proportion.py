@@ -1,14 +1,10 @@
 """F4: questions about objects that fill less of the image suffer more."""
 
-from collections import Counter
-from functools import lru_cache
-
 import numpy as np
 import pandas as pd
 from scipy import special
 
 from vdp_utils import stats
-from vdp_utils.sources import scenes
 from vdp_utils.stats import Verdict
 
 RULE = (
@@ -26,27 +22,20 @@ CONTROLS = ("objects", "frequency")
 def yes_questions(rows: pd.DataFrame, samples) -> pd.DataFrame:
     """The yes-questions with the regression's predictors, each of mean 0 and spread 1.
 
-    `share x length` is the product of the scaled two. `frequency` is how many of 2000 training
-    scenes hold the noun, `objects` how many objects the scene has.
+    `share x length` is the product of the scaled two. `frequency` is how many pictures show the
+    noun, of a fixed set of the samples' kind, `objects` how many objects the asked one has.
     """
-    counts = {sample.image_id: len(sample.scene.items) for sample in samples}
-    frequency = noun_frequency()
+    counts = {sample.image_id: len(sample.picture.items) for sample in samples}
     yes = rows[rows["answer"] == "yes"].copy()
     raw = {SHARE: np.log2(yes["target_share"]), LENGTH: np.log2(1 + yes["context_length"]),
-           "objects": yes["image_id"].map(counts), "frequency": yes["nouns"].map(frequency)}
+           "objects": yes["image_id"].map(counts),
+           "frequency": yes["nouns"].map(samples[0].picture.frequency)}
     for name, values in raw.items():
         yes[name] = (values - values.mean()) / values.std()
     yes[PRODUCT] = yes[SHARE] * yes[LENGTH]
     for name in CONTROLS:
         yes[f"{name} x length"] = yes[name] * yes[LENGTH]
     return yes
-
-
-@lru_cache(maxsize=1)
-def noun_frequency(count: int = 2000) -> dict[str, int]:
-    """How many of the first `count` training scenes hold each noun."""
-    found = Counter(noun for i in range(count) for noun in scenes.compose("train", i).counts)
-    return {noun: found[noun] for noun in scenes.NOUNS}
 
 
 def tests(yes: pd.DataFrame) -> pd.DataFrame:

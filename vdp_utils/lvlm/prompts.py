@@ -12,7 +12,7 @@ from PIL import Image
 from vdp_utils.attention.tokens import SLOT, Kind, pieces
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.sources import dialogues, scenes
+from vdp_utils.sources import dialogues
 from vdp_utils.sources.dialogues import Question
 from vdp_utils.sources.samples import PICTURES, Sample
 
@@ -93,8 +93,8 @@ def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0) ->
         raise VDPError(f"context length {length}: give 0 or more tokens")
     dialogues.check_context_kind(kind)
     # The last number is never 0: numpy takes seeds that differ by trailing zeros as the same.
-    key = (*sample.scene.seed, seed, 11 + dialogues.CONTEXT_KINDS.index(kind))
-    blocks = dialogues.context_blocks(kind, sample.scene, sample.asked, key)
+    key = (*sample.picture.seed, seed, 11 + dialogues.CONTEXT_KINDS.index(kind))
+    blocks = dialogues.context_blocks(kind, sample.picture, sample.asked, key)
     ids: list[int] = []
     while len(ids) < length:
         ids = tokenizer(next(blocks), add_special_tokens=False).input_ids + ids
@@ -102,8 +102,8 @@ def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0) ->
 
 
 def in_words(tokenizer, sample: Sample, seed: int = 0) -> np.ndarray:
-    """Token ids, int64, of the scene told in words, the image's stand-in."""
-    text = dialogues.in_words(sample.scene, (*sample.scene.seed, seed, 14))
+    """Token ids, int64, of the picture told in words, the image's stand-in."""
+    text = dialogues.in_words(sample.picture, (*sample.picture.seed, seed, 14))
     return np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
 
 
@@ -151,13 +151,17 @@ def open_image(image: Image.Image | str | Path) -> Image.Image:
 
 
 @lru_cache(maxsize=8)
-def _opening_length(lvlm: LVLM) -> int:
-    return len(opening(lvlm, Image.new("RGB", (scenes.SIZE, scenes.SIZE))))
+def _least_opening(lvlm: LVLM) -> int:
+    return len(opening(lvlm, Image.new("RGB", (160, 160))))
 
 
-def check_length(lvlm: LVLM, length: int) -> None:
-    """VDPError where `length` context tokens, the image and a question pass the positions."""
-    room = lvlm.max_positions - _opening_length(lvlm) - QUESTION_ROOM
+def check_length(lvlm: LVLM, length: int, start: int | None = None) -> None:
+    """VDPError where `length` context tokens, the image and a question pass the positions.
+
+    `start` counts the tokens of template and image. Without it they are those of a small image:
+    processors may give a larger one more.
+    """
+    room = lvlm.max_positions - (start or _least_opening(lvlm)) - QUESTION_ROOM
     if not 0 <= length <= room:
         raise VDPError(f"context length {length} does not fit {lvlm.name!r}: its "
                        f"{lvlm.max_positions} positions leave 0 to {room} for the context")
@@ -167,22 +171,19 @@ def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int 
                   image: str = "own") -> Prompt:
     """What all questions of a sample share: template, image, and `length` tokens of context.
 
-    `image` is `own`, `blank` (mid-grey), `swapped` (a scene with none of the asked nouns), `none`
-    (no image tokens), or the scene told in words: before the context (`words`), between turns in
+    `image` is `own`, `blank` (mid-grey), `swapped` (a picture with none of the asked nouns), `none`
+    (no image tokens), or the picture told in words: before the context (`words`), between turns in
     its middle (`words_middle`) or after it (`words_last`). These words are of kind IMAGE, whose
     place they take, and no part of the context's length.
     """
     check_image(image)
-    check_length(lvlm, length)
-    text = _part(context(lvlm.tokenizer, kind, sample, length, seed), Kind.CONTEXT)
-    if image in PICTURES:
-        return join(opening(lvlm, sample.image(image)), text)
-    if image == "none":
-        return join(opening(lvlm, None), text)
-    at = _turn_start(lvlm.tokenizer, text.input_ids, PLACES[image])
-    told = _part(in_words(lvlm.tokenizer, sample, seed), Kind.IMAGE)
-    return join(opening(lvlm, None), _part(text.input_ids[:at], Kind.CONTEXT), told,
-                _part(text.input_ids[at:], Kind.CONTEXT))
+    start = opening(lvlm, sample.image(image) if image in PICTURES else None)
+    told = in_words(lvlm.tokenizer, sample, seed) if image in PLACES else []
+    check_length(lvlm, length, len(start) + len(told))
+    text = context(lvlm.tokenizer, kind, sample, length, seed)
+    at = _turn_start(lvlm.tokenizer, text, PLACES.get(image, 0.0))
+    return join(start, _part(text[:at], Kind.CONTEXT), _part(told, Kind.IMAGE),
+                _part(text[at:], Kind.CONTEXT))
 
 
 def _turn_start(tokenizer, ids, share: float) -> int:

@@ -130,7 +130,7 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
             template_tokens=int(counts[Kind.TEMPLATE]), image_tokens=int(counts[Kind.IMAGE]),
             context_tokens=int(counts[Kind.CONTEXT]), question_tokens=int(counts[Kind.QUESTION]),
             **judged(question, scores), greedy=greedy,
-            target_share=sample.scene.share(question.nouns[0]), seconds=0.0,
+            target_share=sample.picture.share(question.nouns[0]), seconds=0.0,
             attention=halves(mass.mean(1)), head_image=halves(mass[..., Kind.IMAGE])))
     for row in rows:
         row["seconds"] = (time.perf_counter() - started) / len(rows)
@@ -247,7 +247,7 @@ def answer(lvlm: LVLM, image: Image.Image | str | None, question: str, context: 
     """Ask any question about any image (PIL, a path, or None), behind any context text."""
     start = prompts.opening(lvlm, prompts.open_image(image) if image is not None else None)
     words = prompts.words(lvlm, context)
-    prompts.check_length(lvlm, len(words))
+    prompts.check_length(lvlm, len(words), len(start))
     asked = dialogues.Question("free", question, "", (), ())
     return generate(lvlm, prompts.join(start, words), None,
                     prompts.asking(lvlm, asked, image is not None), max_new_tokens)

@@ -1,4 +1,4 @@
-"""Dialogues about scenes: questions with known answers, and contexts of three kinds.
+"""Questions with known answers about any picture, contexts of three kinds, and dialogues.
 
 Dialogues use the schema of the released SVIT files (Zhao et al., arXiv 2307.04087):
 `{"image_id": ..., "conversations": [{"from": "user", "value": ...}, {"from": "gpt", ...}]}`.
@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from vdp_utils.errors import VDPError
-from vdp_utils.sources import scenes
-from vdp_utils.sources.scenes import Scene
+from vdp_utils.sources.pictures import Item, Picture
 
 CONTEXT_KINDS = ("same", "other", "mentions")
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
@@ -102,7 +101,7 @@ LEADS = ["Now a different picture.", "Here is another picture.", "Next picture, 
 
 @dataclass(frozen=True)
 class Question:
-    """A question about one scene. `options` is empty where the answer is free text."""
+    """A question about one picture. `options` is empty where the answer is free text."""
 
     kind: str
     text: str
@@ -133,44 +132,34 @@ def _template(rng, name: str, held_out: bool) -> str:
     return _pick(rng, TEMPLATES[name][held_out])
 
 
-def position(item: scenes.Item) -> str | None:
-    """The item's quarter of the image, or None too near a midline to say."""
+def position(item: Item) -> str | None:
+    """The item's quarter of the picture, or None too near a midline to say."""
     x, y = item.center
     if min(abs(x - 0.5), abs(y - 0.5)) < MIDLINE_GAP:
         return None
     return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
 
 
-def _single(scene: Scene) -> list[scenes.Item]:
-    """Items whose noun stands once."""
-    return [i for i in scene.items if scene.counts[i.noun] == 1]
-
-
-def _absent(rng, scene: Scene, avoid=(), new_nouns: bool = False) -> str:
-    """A noun that is not there; as often off theme as those that are."""
-    return scenes.draw_noun(rng, scene.theme, {*scene.counts, *avoid}, new_nouns)
-
-
-def presence(scene: Scene, noun: str, rng, held_out: bool = False) -> Question:
-    """Is the noun in the scene? Options Yes and No."""
+def presence(picture: Picture, noun: str, rng, held_out: bool = False) -> Question:
+    """Is the noun in the picture? Options Yes and No."""
     text = _template(rng, "presence", held_out).format(a=a(noun))
-    return Question("presence", text, "Yes" if noun in scene.counts else "No", ("Yes", "No"),
+    return Question("presence", text, "Yes" if noun in picture.counts else "No", ("Yes", "No"),
                     (noun,))
 
 
-def ask(scene: Scene, kind: str, rng, held_out: bool = False, avoid=(),
-        new_nouns: bool = False) -> Question | None:
-    """A random question of a kind that names no noun of `avoid`; None where the scene has none.
+def ask(picture: Picture, kind: str, rng, held_out: bool = False, avoid=()) -> Question | None:
+    """A random question of a kind that names no noun of `avoid`; None where there is none.
 
-    Presence is balanced: yes and no with equal probability. `held_out` takes templates, and
-    `new_nouns` absent nouns, that training never showed.
+    Presence is balanced: yes and no with equal probability. `held_out` takes templates that
+    training never showed.
     """
-    single = [i for i in _single(scene) if i.noun not in avoid]
+    counts = picture.counts
+    single = [i for i in picture.items if counts[i.noun] == 1 and i.noun not in avoid]
     if kind == "presence":
-        present = [n for n in scene.counts if n not in avoid]
+        present = [n for n in counts if n not in avoid]
         if rng.random() < 0.5:
-            return presence(scene, _pick(rng, present), rng, held_out) if present else None
-        return presence(scene, _absent(rng, scene, avoid, new_nouns), rng, held_out)
+            return presence(picture, _pick(rng, present), rng, held_out) if present else None
+        return presence(picture, picture.absent(rng, avoid), rng, held_out)
     if kind == "position":
         known = [i for i in single if position(i)]
         if not known:
@@ -190,7 +179,7 @@ def ask(scene: Scene, kind: str, rng, held_out: bool = False, avoid=(),
                         ("Yes", "No"), (p.noun, q.noun))
     if kind == "counting":
         by_count: dict[int, list[str]] = {}
-        for noun, count in scene.counts.items():
+        for noun, count in counts.items():
             if noun not in avoid and count <= len(NUMBERS):
                 by_count.setdefault(count, []).append(noun)
         if not by_count:
@@ -202,31 +191,31 @@ def ask(scene: Scene, kind: str, rng, held_out: bool = False, avoid=(),
     if kind == "naming":
         text = _template(rng, "naming", held_out)
         # with articles: after them each noun is one token of the embedded LVLM
-        return Question(kind, text, ", ".join(map(a, scene.counts)), (), tuple(scene.counts))
+        return Question(kind, text, ", ".join(map(a, counts)), (), tuple(counts))
     if kind == "description":
         text = _template(rng, "description", held_out)
-        return Question(kind, text, describe(scene, rng), (), tuple(scene.counts))
+        return Question(kind, text, describe(picture, rng), (), tuple(counts))
     raise VDPError(f"unknown question kind {kind!r}: choose one of {QUESTION_KINDS}")
 
 
-def describe(scene: Scene, rng, avoid=()) -> str:
-    """The scene in words: every object not in `avoid`, with its number and place."""
+def describe(picture: Picture, rng, avoid=()) -> str:
+    """The picture in words: every object not in `avoid`, with its number and place."""
     sentences = []
-    for noun, count in scene.counts.items():
+    for noun, count in picture.counts.items():
         if noun in avoid:
             continue
         if count > 1:
             sentences.append(f"There are {NUMBERS[count - 1] if count <= 4 else count} "
                              f"{plural(noun)}.")
             continue
-        item = next(i for i in scene.items if i.noun == noun)
+        item = next(i for i in picture.items if i.noun == noun)
         place = position(item)
         where = f" at the {place}" if place else " near the middle"
         sentences.append(f"There is {a(noun)}{where}.")
     return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
 
 
-def _turn(scene: Scene, rng, avoid) -> tuple[str, str]:
+def _turn(scene, rng, avoid) -> tuple[str, str]:
     """One question and answer about a scene in dialogue style, naming no noun of `avoid`.
 
     Nothing here says that a list is complete, so what is not named is not thereby absent.
@@ -237,7 +226,7 @@ def _turn(scene: Scene, rng, avoid) -> tuple[str, str]:
     if kind in ("position", "relation", "counting", "presence"):
         question = ask(scene, kind, rng, avoid=avoid)
         if question is None and kind == "counting":
-            question, kind = presence(scene, _absent(rng, scene, avoid), rng), "presence"
+            question, kind = presence(scene, scene.absent(rng, avoid), rng), "presence"
         if question is None:
             kind = "chat"
         elif kind == "presence":
@@ -284,15 +273,18 @@ def _turn(scene: Scene, rng, avoid) -> tuple[str, str]:
     return _pick(rng, asks), _pick(rng, replies)
 
 
-def dialogue(scene: Scene, rng, turns: int, avoid=()) -> dict:
-    """A multi-turn dialogue about a scene in the SVIT schema, naming no noun of `avoid`."""
+def dialogue(scene, rng, turns: int, avoid=()) -> dict:
+    """A multi-turn dialogue about a drawn scene in the SVIT schema, naming no noun of `avoid`.
+
+    `scene` is a `scenes.Scene`: what is said of theme and texture is true of no other picture.
+    """
     conversations, last = [], None
     while len(conversations) < 2 * turns:
         ask_text, reply = _turn(scene, rng, avoid)
         if ask_text != last:  # nobody asks the same thing twice in a row
             conversations += [{"from": "user", "value": ask_text}, {"from": "gpt", "value": reply}]
         last = ask_text
-    return {"image_id": scene.scene_id, "conversations": conversations}
+    return {"image_id": scene.image_id, "conversations": conversations}
 
 
 def load_dialogues(path) -> list[dict]:
@@ -341,12 +333,12 @@ def check_context_kind(kind: str) -> None:
         raise VDPError(f"unknown context kind {kind!r}: choose one of {', '.join(CONTEXT_KINDS)}")
 
 
-def context_blocks(kind: str, scene: Scene, asked: dict[str, bool], seed):
+def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed):
     """Endless pieces of context text, nearest to the question first.
 
-    `asked` maps every noun that will be asked to whether the scene has it. `same` talks about
-    this scene and `other` about others, and neither names an asked noun, so neither states the
-    answer. `mentions` is `other` with the asked nouns that the scene lacks affirmed of other
+    `asked` maps every noun that will be asked to whether the picture shows it. `same` talks about
+    this picture and `other` about others, and neither names an asked noun, so neither states the
+    answer. `mentions` is `other` with the asked nouns that the picture lacks affirmed of other
     pictures. Longer contexts extend shorter ones at the far end.
     """
     check_context_kind(kind)
@@ -354,10 +346,9 @@ def context_blocks(kind: str, scene: Scene, asked: dict[str, bool], seed):
     lure = [noun for noun, present in asked.items() if not present]
     while True:
         if kind == "same":
-            yield as_text(dialogue(scene, rng, 4, asked))
+            yield as_text(picture.dialogue(rng, 4, asked))
             continue
-        other = scenes.compose("context", int(rng.integers(2**31)))
-        record = dialogue(other, rng, int(rng.integers(3, 6)), asked)
+        record = picture.other(rng).dialogue(rng, int(rng.integers(3, 6)), asked)
         if kind == "mentions" and lure:
             noun = _pick(rng, lure)
             at = 2 * int(rng.integers(len(record["conversations"]) // 2 + 1))
@@ -367,10 +358,10 @@ def context_blocks(kind: str, scene: Scene, asked: dict[str, bool], seed):
         yield as_text(record, lead=_pick(rng, LEADS) + " ")
 
 
-def in_words(scene: Scene, seed) -> str:
-    """The scene told in words, as a dialogue of one question and answer: every object is named."""
+def in_words(picture: Picture, seed) -> str:
+    """The picture in words, as a dialogue of one question and answer: every object is named."""
     rng = np.random.default_rng((*seed, 7))
     record = {"conversations": [
         {"from": "user", "value": _template(rng, "description", False)},
-        {"from": "gpt", "value": "The image shows the following. " + describe(scene, rng)}]}
+        {"from": "gpt", "value": "The image shows the following. " + describe(picture, rng)}]}
     return as_text(record)

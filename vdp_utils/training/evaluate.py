@@ -31,7 +31,7 @@ def naming_f1(lvlm: LVLM, samples: list[Sample]) -> stats.Estimate:
         prefix = prompts.shared_prefix(lvlm, sample, "same", 0)
         text = generate(lvlm, prefix, None, prompts.asking(lvlm, sample.questions[0]), MAX_NAMES)
         found = {re.sub("^an? ", "", name.strip()) for name in text.split(",")} - {""}
-        true = set(sample.scene.counts)
+        true = set(sample.picture.counts)
         scores.append(2 * len(found & true) / (len(found) + len(true)))
     return stats.Estimate(*stats.bca(np.mean, scores), len(scores), len(scores))
 

@@ -1,0 +1,58 @@
+"""What the study asks of a picture, whatever kind it is: drawn scenes are the first kind."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from PIL import Image
+
+
+class Item(Protocol):
+    """One object: its noun and its box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
+
+    noun: str
+    box: tuple[float, float, float, float]
+
+    @property
+    def center(self) -> tuple[float, float]:
+        """Box centre as fractions (x, y) of the picture's width and height."""
+
+    @property
+    def share(self) -> float:
+        """Share of the picture that the box fills, in (0, 1]."""
+
+
+class Picture(Protocol):
+    """One picture. Random draws about it start from `seed`, which no other picture shares."""
+
+    image_id: str
+    seed: tuple[int, ...]
+    items: Sequence[Item]
+
+    @property
+    def caption(self) -> str:
+        """What to write above it in a figure."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How often each noun stands in it, largest object first."""
+
+    def share(self, noun: str) -> float:
+        """Share of the picture that all objects of a noun fill, in [0, 1]; 0 where it has none."""
+
+    def absent(self, rng, avoid=()) -> str:
+        """A noun that it might show, but does not, and that is not in `avoid`."""
+
+    def frequency(self, noun: str) -> int:
+        """How many pictures of a fixed set of its kind show the noun."""
+
+    def image(self) -> Image.Image:
+        """The picture itself, RGB."""
+
+    def swap(self, avoid) -> "Picture":
+        """Another picture, always the same one, that shows none of the nouns in `avoid`."""
+
+    def other(self, rng) -> "Picture":
+        """A random picture that contexts about other images may talk about."""
+
+    def dialogue(self, rng, turns: int, avoid=()) -> dict:
+        """A dialogue about it in the SVIT schema (see `dialogues`), naming no noun of `avoid`."""
