@@ -21,6 +21,7 @@ from vdp_utils.measuring import pruned
 from vdp_utils.measuring.measure import answer, condition, map_sample, measure
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues, scenes
+from vdp_utils.sources.pictures import Item, Picture
 from vdp_utils.sources.samples import PICTURES, Sample, ask_presence
 
 SAID = (("What is the weather like?", "It is windy."), ("Is there a dog?", "Yes, a dog."),
@@ -28,24 +29,7 @@ SAID = (("What is the weather like?", "It is windy."), ("Is there a dog?", "Yes,
 
 
 @dataclasses.dataclass(frozen=True)
-class Thing:
-    noun: str
-    box: tuple[float, float, float, float]
-    size: tuple[int, int]
-
-    @property
-    def center(self):
-        x0, y0, x1, y1 = self.box
-        return (x0 + x1) / 2 / self.size[0], (y0 + y1) / 2 / self.size[1]
-
-    @property
-    def share(self):
-        x0, y0, x1, y1 = self.box
-        return (x1 - x0) * (y1 - y0) / self.size[0] / self.size[1]
-
-
-@dataclasses.dataclass(frozen=True)
-class Photo:
+class Photo(Picture):
     """Noise of its own size, with boxes of its own: no theme, no texture, no split."""
 
     number: int
@@ -63,11 +47,7 @@ class Photo:
 
     @property
     def items(self):
-        return [Thing(noun, box, self.size) for noun, box in self.boxes]
-
-    @property
-    def counts(self):
-        return Counter(i.noun for i in sorted(self.items, key=lambda i: -i.share))
+        return [Item(noun, box, self.size) for noun, box in self.boxes]
 
     def share(self, noun):
         return sum(i.share for i in self.items if i.noun == noun)

@@ -134,7 +134,7 @@ def test_backgrounds_are_muted_and_unlike_each_other(texture):
 
 
 def test_scenes_are_the_same_in_a_fresh_process_and_as_pinned():
-    code = "import tests.test_scenes as t; print(t.annotation_hash())"
+    code = "import tests.sources.test_scenes as t; print(t.annotation_hash())"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
                            check=True, cwd=ROOT)
     assert fresh.stdout.strip() == annotation_hash() == PINNED_HASH

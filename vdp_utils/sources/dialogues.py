@@ -55,6 +55,14 @@ YES = ["Yes.", "Yes, {a}.", "Yes, there is {a}.", "Yes, I can see {a}.", "It doe
        "Indeed, there is {a}.", "Yes, {a} is there.", "Sure, I see {a}."]
 NO = ["No.", "No, there is no {n}.", "I cannot see {a}.", "No {n} here.", "No, I see no {n}.",
       "There is no {n}.", "No, {a} is missing.", "Not that I can see."]
+REPLIES = {  # in dialogues: question kind -> answer -> ways to say it
+    "presence": {"Yes": YES, "No": NO},
+    "position": dict.fromkeys(POSITIONS, ["At the {k}.", "It is at the {k}.", "The {n} is at the "
+                                          "{k}.", "You find the {n} at the {k}."]),
+    "relation": {"Yes": ["Yes, it is.", "Yes.", "That is right."],
+                 "No": ["No, it is not.", "No.", "No, the other way round."]},
+    "counting": dict.fromkeys(NUMBERS, ["{k}.", "I count {k} {f}.", "There {v} {k} {f}."]),
+}
 CHAT = [  # about the scene as a whole: names no object
     (["What would be a good title?", "How would you caption it?"],
      ["A quiet moment.", "Things at rest.", "A small collection.", "An ordinary day.",
@@ -223,31 +231,16 @@ def _turn(scene, rng, avoid) -> tuple[str, str]:
     seen = [n for n in scene.counts if n not in avoid]
     kind = _pick(rng, ("presence", "presence", "position", "relation", "counting", "size",
                        "naming", "description", "background", "theme", "chat"))
-    if kind in ("position", "relation", "counting", "presence"):
+    if kind in REPLIES:
         question = ask(scene, kind, rng, avoid=avoid)
         if question is None and kind == "counting":
-            question, kind = presence(scene, scene.absent(rng, avoid), rng), "presence"
-        if question is None:
-            kind = "chat"
-        elif kind == "presence":
-            noun = question.nouns[0]
-            reply = _pick(rng, YES if question.answer == "Yes" else NO)
-            return question.text, reply.format(a=a(noun), n=noun)
-        elif kind == "position":
-            reply = _pick(rng, ["At the {p}.", "It is at the {p}.", "The {n} is at the {p}.",
-                                "You find the {n} at the {p}."])
-            return question.text, reply.format(p=question.answer, n=question.nouns[0])
-        elif kind == "relation":
-            return question.text, _pick(rng, {"Yes": ["Yes, it is.", "Yes.", "That is right."],
-                                              "No": ["No, it is not.", "No.",
-                                                     "No, the other way round."]}[question.answer])
-        else:
-            noun = question.nouns[0]
-            form = noun if question.answer == "one" else plural(noun)
-            reply = _pick(rng, ["{k}.", "I count {k} {f}.", "There {v} {k} {f}."])
-            return question.text, reply.format(
-                k=question.answer, f=form, v="is" if question.answer == "one" else "are"
-            ).capitalize().replace("i count", "I count")
+            question = presence(scene, scene.absent(rng, avoid), rng)
+        if question:
+            noun, answer, one = question.nouns[0], question.answer, question.answer == "one"
+            reply = _pick(rng, REPLIES[question.kind][answer]).format(
+                a=a(noun), n=noun, k=answer, f=noun if one else plural(noun),
+                v="is" if one else "are")
+            return question.text, reply[0].upper() + reply[1:]
     if kind == "size" and len(seen) > 1:
         p, q = (seen[i] for i in rng.permutation(len(seen))[:2])
         bigger = max(p, q, key=scene.share)

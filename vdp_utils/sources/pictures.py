@@ -1,24 +1,35 @@
 """What the study asks of a picture, whatever kind it is: drawn scenes are the first kind."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from PIL import Image
 
 
-class Item(Protocol):
-    """One object: its noun and its box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
+@dataclass(frozen=True)
+class Item:
+    """One object in a picture of `size` (width, height): its noun and its box, all in pixels.
+
+    The box is (x0, y0, x1, y1), x1 and y1 exclusive.
+    """
 
     noun: str
     box: tuple[float, float, float, float]
+    size: tuple[int, int]
 
     @property
     def center(self) -> tuple[float, float]:
         """Box centre as fractions (x, y) of the picture's width and height."""
+        (x0, y0, x1, y1), (width, height) = self.box, self.size
+        return (x0 + x1) / 2 / width, (y0 + y1) / 2 / height
 
     @property
     def share(self) -> float:
         """Share of the picture that the box fills, in (0, 1]."""
+        (x0, y0, x1, y1), (width, height) = self.box, self.size
+        return (x1 - x0) * (y1 - y0) / (width * height)
 
 
 class Picture(Protocol):
@@ -33,8 +44,9 @@ class Picture(Protocol):
         """What to write above it in a figure."""
 
     @property
-    def counts(self) -> Mapping[str, int]:
+    def counts(self) -> dict[str, int]:
         """How often each noun stands in it, largest object first."""
+        return dict(Counter(item.noun for item in sorted(self.items, key=lambda i: -i.share)))
 
     def share(self, noun: str) -> float:
         """Share of the picture that all objects of a noun fill, in [0, 1]; 0 where it has none."""

@@ -9,12 +9,13 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
+from itertools import count
 
 import numpy as np
 from PIL import Image
 
 from vdp_utils.errors import VDPError
-from vdp_utils.sources import dialogues
+from vdp_utils.sources import dialogues, pictures
 
 SIZE = 160  # image side, pixels
 OFF_THEME_RATE = 0.25  # share of nouns drawn from outside the scene's theme
@@ -70,28 +71,15 @@ SPLITS = {
 
 
 @dataclass(frozen=True)
-class Item:
-    """One object: its noun and its exact box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive."""
+class Item(pictures.Item):
+    """One object: its noun and its exact box in pixels."""
 
-    noun: str
-    box: tuple[int, int, int, int]
-
-    @property
-    def center(self) -> tuple[float, float]:
-        """Box centre as fractions (x, y) of the image side."""
-        x0, y0, x1, y1 = self.box
-        return (x0 + x1) / 2 / SIZE, (y0 + y1) / 2 / SIZE
-
-    @property
-    def share(self) -> float:
-        """Share of the image that the box fills, in (0, 1]."""
-        x0, y0, x1, y1 = self.box
-        return (x1 - x0) * (y1 - y0) / SIZE**2
+    size: tuple[int, int] = (SIZE, SIZE)
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A drawn `pictures.Picture`: boxes never overlap, so no object hides another."""
+class Scene(pictures.Picture):
+    """A drawn picture: boxes never overlap, so no object hides another."""
 
     image_id: str
     theme: str
@@ -108,11 +96,6 @@ class Scene:
         """Whether the scene comes from the split of nouns that training never showed."""
         return self.seed[0] == SPLITS["evaluation_nouns"][0]
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """How often each noun stands in the scene, largest object first."""
-        return dict(Counter(item.noun for item in sorted(self.items, key=lambda i: -i.share)))
-
     def share(self, noun: str) -> float:
         """Share of the image that all boxes of `noun` fill (boxes are disjoint)."""
         return sum(item.share for item in self.items if item.noun == noun)
@@ -123,7 +106,7 @@ class Scene:
 
     def frequency(self, noun: str) -> int:
         """How many of 2000 training scenes show the noun."""
-        return noun_frequency().get(noun, 0)
+        return noun_frequency()[noun]
 
     def image(self) -> Image.Image:
         """RGB, SIZE x SIZE pixels."""
@@ -131,11 +114,9 @@ class Scene:
 
     def swap(self, avoid) -> "Scene":
         """The next scene of contexts that shows none of `avoid`."""
-        index = self.seed[1] + 1
-        while (scene := compose("context", index)) == self or not set(avoid).isdisjoint(
-                scene.counts):
-            index += 1
-        return scene
+        later = (compose("context", index) for index in count(self.seed[1] + 1))
+        return next(scene for scene in later
+                    if scene != self and set(avoid).isdisjoint(scene.counts))
 
     def other(self, rng) -> "Scene":
         """A random scene of contexts."""
@@ -147,24 +128,21 @@ class Scene:
 
 
 @lru_cache(maxsize=1)
-def noun_frequency(count: int = 2000) -> dict[str, int]:
-    """How many of the first `count` training scenes show each noun."""
-    found = Counter(noun for i in range(count) for noun in compose("train", i).counts)
-    return {noun: found[noun] for noun in NOUNS}
-
-
-def theme_nouns(theme: str, held_out: bool = False) -> list[str]:
-    """Nouns of a theme; those kept from training only with `held_out`."""
-    return [n for n in THEMES[theme] if held_out or n not in HELD_OUT_NOUNS]
+def noun_frequency() -> Counter[str]:
+    """How many of the first 2000 training scenes show each noun."""
+    return Counter(noun for index in range(2000) for noun in compose("train", index).counts)
 
 
 def draw_noun(rng, theme: str, taken, held_out: bool = False) -> str:
-    """A noun not in `taken`, on theme with probability 1 - OFF_THEME_RATE."""
-    on_theme = [n for n in theme_nouns(theme, held_out) if n not in taken]
-    if not on_theme or rng.random() < OFF_THEME_RATE:
-        pool = GLYPHS if held_out else NOUNS
-        on_theme = [n for n in pool if THEME_OF[n] != theme and n not in taken]
-    return on_theme[rng.integers(len(on_theme))]
+    """A noun not in `taken`, on theme with probability 1 - OFF_THEME_RATE.
+
+    Those kept from training only with `held_out`.
+    """
+    free = [n for n in (GLYPHS if held_out else NOUNS) if n not in taken]
+    pool = [n for n in free if THEME_OF[n] == theme]
+    if not pool or rng.random() < OFF_THEME_RATE:
+        pool = [n for n in free if THEME_OF[n] != theme]
+    return pool[rng.integers(len(pool))]
 
 
 @lru_cache(maxsize=None)
