@@ -83,15 +83,8 @@ def bca(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[flo
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of degenerate data, handled below
         result = stats.bootstrap(
-            columns,
-            statistic,
-            paired=True,
-            vectorized=True,
-            method="BCa",
-            n_resamples=RESAMPLES,
-            batch=max(1, BATCH // n),
-            rng=np.random.default_rng(0),
-        )
+            columns, statistic, paired=True, vectorized=True, method="BCa", n_resamples=RESAMPLES,
+            batch=max(1, BATCH // n), rng=np.random.default_rng(0))
     low, high = result.confidence_interval
     if not np.isfinite([low, high]).all():
         low, high = np.nanquantile(result.bootstrap_distribution, [0.025, 0.975])
@@ -102,6 +95,29 @@ def mean_estimate(rows: pd.DataFrame, column: str) -> Estimate:
     """Return the mean over images of each image's mean of `column`."""
     means = image_means(rows, column)[column]
     return Estimate(*bca(np.mean, means), len(means), len(rows))
+
+
+def by_group(rows: pd.DataFrame, by: Sequence[str], measures, sort: bool = True) -> pd.DataFrame:
+    """Return one line a group and measure: the columns `by`, `measure`, and those of `Estimate`.
+
+    `measures` maps a name to a function of the group's rows, or to the column whose mean is meant:
+    where that has missing values, there is no line. One function or column instead of a mapping
+    gives lines without `measure`.
+    """
+    lines, alone = [], not isinstance(measures, Mapping)
+    for key, part in rows.groupby(list(by), sort=sort):
+        for name, measure in ({"": measures} if alone else measures).items():
+            if callable(measure) or part[measure].notna().all():
+                found = measure(part) if callable(measure) else mean_estimate(part, measure)
+                named = {} if alone else {"measure": name}
+                lines.append(dict(zip(by, key)) | named | vars(found))
+    return pd.DataFrame(lines)
+
+
+def rise(a: pd.DataFrame, b: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Return by image the mean of `column` in `b` minus that in `a`: (image_id, rise)."""
+    before, after = (image_means(part, column).set_index("image_id")[column] for part in (a, b))
+    return (after - before).rename("rise").reset_index()
 
 
 def yes_rate(rows: pd.DataFrame) -> Estimate:
@@ -143,9 +159,8 @@ def balanced_accuracy_contrast(*parts: tuple[float, pd.DataFrame]) -> Estimate:
             missing = sorted(have.keys() - lack.keys())
             if missing:
                 raise VDPError(
-                    f"{name} lacks {len(missing)} questions of another part, e.g. "
-                    f"(image, question) {missing[:3]}: measure them or leave them out of all"
-                )
+                    f"{name} lacks {len(missing)} questions of another part, e.g. (image, "
+                    f"question) {missing[:3]}: measure them or leave them out of all")
         odd = sorted(key for key, answer in first.items() if questions[key] != answer)
         if odd:
             raise VDPError(f"parts differ in the right answer of {odd[:3]}: compare equal ones")
@@ -277,14 +292,8 @@ def sign_flip(values: Sequence[float]) -> float:
     """
     values = np.asarray(values, dtype=float)
     test = stats.permutation_test(
-        (values,),
-        np.mean,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=max(1, BATCH // len(values)),
-        rng=np.random.default_rng(0),
-    )
+        (values,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
+        batch=max(1, BATCH // len(values)), rng=np.random.default_rng(0))
     return float(test.pvalue)
 
 
@@ -334,15 +343,9 @@ class Verdict:
 
     def to_row(self) -> dict[str, str]:
         """Return the verdict as texts by column, for `verdict_table` and for JSON."""
-        return {
-            "finding": self.finding,
-            "claim": self.claim,
-            "verdict": self.verdict,
-            "effect": self.effect,
-            "estimate [95 %]": str(self.estimate),
-            "images": str(self.n),
-            "rule": self.rule,
-        }
+        return {"finding": self.finding, "claim": self.claim, "verdict": self.verdict,
+                "effect": self.effect, "estimate [95 %]": str(self.estimate),
+                "images": str(self.n), "rule": self.rule}
 
 
 def judge(reproduced: bool, partly: bool) -> str:

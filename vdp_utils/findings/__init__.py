@@ -23,7 +23,8 @@ def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind",
     """A summary's measure as text with intervals: one line an `index`, one column a `column`."""
     part = summary[summary["measure"] == measure]
     texts = [str(Estimate(*line)) for line in part[list(Estimate.__match_args__)].to_numpy()]
-    return part.assign(text=texts).pivot(index=index, columns=column, values="text")
+    return part.assign(text=texts).pivot(index=index, columns=column,
+                                         values="text").fillna("")
 
 
 def save_verdict(verdict: Verdict, folder: str | Path, model: str, dtype="float32") -> None:

@@ -11,7 +11,7 @@ from vdp_utils import stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import priors
-from vdp_utils.stats import Estimate, Verdict
+from vdp_utils.stats import Verdict
 
 RULE = (
     "For each context kind, over all lengths (sign-flip tests over images, p < 0.05 after Holm "
@@ -53,13 +53,7 @@ def summary(layers: pd.DataFrame) -> pd.DataFrame:
     measures = {f"attention on {name}": f"mass_{name}" for name in NAMES.values()}
     measures |= {"preference for image": "prefers_image",
                  "preference for context": "prefers_context"}
-    lines = []
-    for (kind, length), part in layers.groupby(["context_kind", "context_length"], sort=True):
-        for measure, column in measures.items():
-            if part[column].notna().all():
-                lines.append(dict(context_kind=kind, context_length=length, measure=measure,
-                                  **vars(stats.mean_estimate(part, column))))
-    return pd.DataFrame(lines)
+    return stats.by_group(layers, ["context_kind", "context_length"], measures)
 
 
 def heat(layers: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -111,15 +105,10 @@ def against_cause(rows: pd.DataFrame, image: str = "swapped") -> pd.DataFrame:
         raise VDPError(f"rows lack the image {image!r}: measure it with priors.conditions")
     layers = by_layer(rows[rows["image"] == "own"])
     mean = layers.groupby(priors.KEYS, as_index=False)["mass_image"].mean().assign(layer="mean")
-    lines = []
     both = pd.concat([layers.assign(layer=layers["layer"].astype(str)), mean]).merge(
         found, on=priors.KEYS)
-    for (kind, length, layer), part in both.groupby(["context_kind", "context_length", "layer"],
-                                                    sort=True):
-        estimate = stats.rank_correlation(part, "mass_image", f"kl_{image}")
-        lines.append(dict(context_kind=kind, context_length=length, layer=layer,
-                          **vars(estimate)))
-    return pd.DataFrame(lines)
+    return stats.by_group(both, ["context_kind", "context_length", "layer"], lambda part: (
+        stats.rank_correlation(part, "mass_image", f"kl_{image}")))
 
 
 def over_layers(table: pd.DataFrame, correlations: pd.DataFrame) -> pd.DataFrame:
@@ -150,10 +139,10 @@ def verdict(table: pd.DataFrame, layers: pd.DataFrame) -> Verdict:
     trends = [stats.trend(part, value="mass_image") for _, part in mean.groupby("context_kind")]
     partly = any(trend.slope.value < 0 and p < 0.05
                  for trend, p in zip(trends, stats.holm([trend.p for trend in trends])))
-    wide = mean.groupby(["image_id", "context_length"])["mass_image"].mean().unstack()
-    near, far = wide.columns.min(), wide.columns.max()
-    drop = (wide[near] - wide[far]).rename("drop").reset_index()
-    estimate: Estimate = stats.mean_estimate(drop, "drop")
+    lengths = mean["context_length"]
+    near, far = lengths.min(), lengths.max()
+    drop = stats.rise(mean[lengths == far], mean[lengths == near], "mass_image")
+    estimate = stats.mean_estimate(drop, "rise")
     return Verdict(
         "F5", "Attention moves from image to text",
         stats.judge(bool(both.all()), partly),

@@ -54,18 +54,10 @@ def ratios(rows: pd.DataFrame) -> pd.DataFrame:
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Geometric means over images of the ratios, by way, strategy, length, rate and measure."""
-    lines, by = [], ["way", "strategy", "context_length", "rate"]
-    for key, part in ratios(rows).groupby(by, sort=False):
-        for name, label in MEASURES.items():
-            lines.append(dict(zip(by, key), measure=label, **vars(_geometric(part, name))))
-    return pd.DataFrame(lines)
-
-
-def _geometric(part: pd.DataFrame, name: str) -> Estimate:
-    """`stats.mean_estimate` of a column of logarithms, taken back."""
-    found = stats.mean_estimate(part, name)
-    return Estimate(*np.exp([found.value, found.low, found.high]).tolist(), found.n_images,
-                    found.n_rows)
+    table = stats.by_group(ratios(rows), ["way", "strategy", "context_length", "rate"],
+                           {label: name for name, label in MEASURES.items()}, sort=False)
+    ends = ["value", "low", "high"]
+    return table.assign(**np.exp(table[ends]))
 
 
 def pareto(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
@@ -96,15 +88,12 @@ def by_length(times: pd.DataFrame, answers: pd.DataFrame) -> pd.DataFrame:
     One line a context kind, length and rate that both have; `answers` are `recovery`'s rows.
     """
     first = times[(times["measure"] == MEASURES["first_token_s"]) & (times["strategy"] == PAPER)
-                  & (times["way"] == "inflight")]
-    known = {(line.context_length, line.rate): line.value for line in first.itertuples()}
-    known |= {(length, 0.0): 1.0 for length in first["context_length"]}
-    own, lines = answers[answers["image"] == "own"], []
-    for (kind, length, rate), part in own.groupby(["context_kind", "context_length", "rate"]):
-        if (length, rate) in known:
-            lines.append(dict(context_kind=kind, context_length=length, rate=rate,
-                              time=known[length, rate], **vars(stats.balanced_accuracy(part))))
-    return pd.DataFrame(lines)
+                  & (times["way"] == "inflight")].rename(columns={"value": "time"})
+    plain = first.drop_duplicates("context_length").assign(rate=0.0, time=1.0)
+    both = answers[answers["image"] == "own"].merge(
+        pd.concat([first, plain])[["context_length", "rate", "time"]])
+    return stats.by_group(both, ["context_kind", "context_length", "rate", "time"],
+                          stats.balanced_accuracy)
 
 
 def verdict(table: pd.DataFrame) -> Verdict:

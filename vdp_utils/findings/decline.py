@@ -8,7 +8,7 @@ from vdp_utils.stats import Estimate, Verdict
 MEASURES = {
     "balanced accuracy": stats.balanced_accuracy,
     "yes-rate": stats.yes_rate,
-    "answer margin (nats)": lambda rows: stats.mean_estimate(rows, "margin"),
+    "answer margin (nats)": "margin",
 }
 RULE = (
     "For each context kind: the drop in balanced accuracy from the shortest to the longest "
@@ -19,12 +19,7 @@ RULE = (
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Each measure with its interval by context kind and length, one line each."""
-    lines = []
-    for (kind, length), part in rows.groupby(["context_kind", "context_length"], sort=True):
-        for name, estimate in MEASURES.items():
-            lines.append(dict(context_kind=kind, context_length=length, measure=name,
-                              **vars(estimate(part))))
-    return pd.DataFrame(lines)
+    return stats.by_group(rows, ["context_kind", "context_length"], MEASURES)
 
 
 def ends(rows: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -49,22 +49,18 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
                        "priors.conditions")
     rows = with_log_chances(rows)
     parts = {image: rows[rows["image"] == image].set_index(KEYS) for image in IMAGES}
-    found = parts["own"][["answer", "correct", "margin"]].join(
-        parts["none"][["predicted"]], how="inner").rename(columns=dict(predicted="none"))
+    mine = parts["own"][parts["own"].index.isin(parts["none"].index)]
     alone = set(parts["own"].index.get_level_values("context_kind")) ^ set(
         parts["none"].index.get_level_values("context_kind"))
     if alone:
         raise VDPError(f"behind {sorted(alone)} rows with or without the image are missing: "
                        "measure both with priors.conditions")
-    mine = parts["own"].loc[found.index]
-    found["own"] = mine["predicted"]
+    found = mine[["answer", "correct", "margin"]].assign(own=mine["predicted"])
     for image in IMAGES[1:]:
         other = parts[image].reindex(found.index)
         found[image] = other["predicted"]
-        found[f"kl_{image}"] = divergence(mine, other)
-        same = (mine["predicted"] == other["predicted"]).astype(float)
-        found[f"agree_{image}"] = same.where(other["predicted"].notna())
-        found[f"flip_{image}"] = 1 - found[f"agree_{image}"]
+        found = found.join(moved(mine, other).add_suffix(f"_{image}"))
+        found[f"agree_{image}"] = 1 - found[f"flip_{image}"]
     found["prior_right"] = found["none"] == found["answer"]
     return found.reset_index()
 
@@ -76,45 +72,36 @@ def with_log_chances(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(first=logs[:, 0], second=logs[:, 1])
 
 
-def divergence(mine: pd.DataFrame, other: pd.DataFrame) -> pd.Series:
-    """KL(P_mine || P_other) in nats, line by line of `with_log_chances`."""
-    return sum(np.exp(mine[option]) * (mine[option] - other[option])
-               for option in ("first", "second"))
+def moved(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """`kl`, KL(P_mine || P_other) in nats, and `flip`, 1 where the answer differs, by line.
+
+    Both are `with_log_chances`, of equal index; missing where `other` is.
+    """
+    flip = (mine["predicted"] != other["predicted"]).astype(float)
+    return pd.DataFrame(dict(
+        kl=sum(np.exp(mine[option]) * (mine[option] - other[option])
+               for option in ("first", "second")),
+        flip=flip.where(other["predicted"].notna())))
 
 
 def summary(found: pd.DataFrame) -> pd.DataFrame:
     """Agreement, kappa, KL and flip rates by context kind and length, one line each."""
-    lines = []
-    for (kind, length), part in found.groupby(["context_kind", "context_length"], sort=True):
-        named = part.rename(columns=dict(own="a", none="b"))
-        measures = {"agreement": stats.mean_estimate(part, "agree_none"),
-                    "Cohen's kappa": stats.kappa(named)}
-        for image in IMAGES[1:]:
-            if part[f"kl_{image}"].isna().any():
-                continue
-            measures[f"KL, {image}"] = stats.mean_estimate(part, f"kl_{image}")
-            measures[f"flip rate, {image}"] = stats.mean_estimate(part, f"flip_{image}")
-        lines += [dict(context_kind=kind, context_length=length, measure=name, **vars(estimate))
-                  for name, estimate in measures.items()]
-    return pd.DataFrame(lines)
+    measures = {"agreement": "agree_none", "Cohen's kappa": _kappa}
+    for image in IMAGES[1:]:
+        measures |= {f"KL, {image}": f"kl_{image}", f"flip rate, {image}": f"flip_{image}"}
+    return stats.by_group(found, ["context_kind", "context_length"], measures)
+
+
+def _kappa(*parts: pd.DataFrame) -> Estimate:
+    """Cohen's kappa of the answers with and without the image, or its rise between two parts."""
+    return stats.kappa(*(part.rename(columns=dict(own="a", none="b")) for part in parts))
 
 
 def by_prior(found: pd.DataFrame) -> pd.DataFrame:
     """Accuracy with the image, by kind, length, and whether the answer without it is right."""
-    lines = []
-    for (kind, length, right), part in found.groupby(
-            ["context_kind", "context_length", "prior_right"], sort=True):
-        if part["image_id"].nunique() > 1:
-            lines.append(dict(context_kind=kind, context_length=length, prior_right=right,
-                              **vars(stats.mean_estimate(part, "correct"))))
-    return pd.DataFrame(lines)
-
-
-def _rise(near: pd.DataFrame, far: pd.DataFrame, column: str) -> Estimate:
-    """Mean of `column` in `far` minus that in `near`, paired over images."""
-    means = [stats.image_means(part, column).set_index("image_id")[column] for part in (near, far)]
-    change = (means[1] - means[0]).rename("change").reset_index()
-    return stats.mean_estimate(change, "change")
+    by = ["context_kind", "context_length", "prior_right"]
+    known = found[found.groupby(by)["image_id"].transform("nunique") > 1]
+    return stats.by_group(known, by, "correct")
 
 
 def tests(found: pd.DataFrame) -> pd.DataFrame:
@@ -122,8 +109,8 @@ def tests(found: pd.DataFrame) -> pd.DataFrame:
     lines, lengths = [], found["context_length"]
     for kind, part in found.groupby("context_kind", sort=True):
         near, far = (part[part["context_length"] == n] for n in (lengths.min(), lengths.max()))
-        agree = _rise(near, far, "agree_none")
-        beyond = stats.kappa(*(x.rename(columns=dict(own="a", none="b")) for x in (near, far)))
+        agree = stats.mean_estimate(stats.rise(near, far, "agree_none"), "rise")
+        beyond = _kappa(near, far)
         trend = stats.trend(part, value="kl_none")
         lines.append(dict(context_kind=kind, agreement_rise=agree.value, low=agree.low,
                           high=agree.high, kappa_rise=beyond.value, kappa_low=beyond.low,
@@ -138,7 +125,8 @@ def verdict(table: pd.DataFrame, found: pd.DataFrame) -> Verdict:
     falls = (table["kl_slope_per_doubling"] < 0) & (table["p_holm"] < 0.05)
     agree, beyond = (table["low"] > 0) & falls, table["kappa_low"] > 0
     lengths = found["context_length"]
-    rise = _rise(*(found[lengths == n] for n in (lengths.min(), lengths.max())), "agree_none")
+    near, far = (found[lengths == n] for n in (lengths.min(), lengths.max()))
+    rise = stats.mean_estimate(stats.rise(near, far, "agree_none"), "rise")
     return Verdict(
         "F3", "Answers with and without the image agree more and more",
         stats.judge(bool((agree & beyond).all()), bool(agree.any())),

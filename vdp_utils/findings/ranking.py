@@ -2,7 +2,7 @@
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, studentized_range
+from scipy.stats import studentized_range
 
 from vdp_utils import stats
 from vdp_utils.measuring import pruned
@@ -94,8 +94,7 @@ def cells(found: pd.DataFrame) -> pd.DataFrame:
 def mean_ranks(found: pd.DataFrame) -> pd.Series:
     """Mean over images of each strategy's rank by accuracy (1 is best), ties sharing theirs."""
     scores = found.groupby(["image_id", "strategy"])["correct"].mean().unstack()
-    ranks = rankdata(-scores.to_numpy().round(9), axis=1)
-    return pd.Series(ranks.mean(0), scores.columns, name="mean_rank")
+    return scores.round(9).rank(axis=1, ascending=False).mean().rename("mean_rank")
 
 
 def critical_difference(count: int, images: int) -> float:
@@ -108,10 +107,8 @@ def critical_difference(count: int, images: int) -> float:
 def _difference(a: pd.DataFrame, b: pd.DataFrame, prefix: str) -> dict:
     """Balanced accuracy of `a` minus that of `b` with its interval, and the sign-flip p."""
     estimate = stats.balanced_accuracy_difference(a, b)
-    means = [stats.image_means(part, "correct").set_index("image_id")["correct"]
-             for part in (a, b)]
     return {prefix: estimate.value, f"{prefix}_low": estimate.low, f"{prefix}_high": estimate.high,
-            f"{prefix}_p": stats.sign_flip(means[0] - means[1])}
+            f"{prefix}_p": stats.sign_flip(stats.rise(b, a, "correct")["rise"])}
 
 
 def tests(found: pd.DataFrame) -> pd.DataFrame:

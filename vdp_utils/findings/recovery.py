@@ -1,5 +1,7 @@
 """F6: pruning the context wins accuracy back, and costs answers that stand in the context."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 
@@ -7,7 +9,7 @@ from vdp_utils import findings, stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
-from vdp_utils.findings.priors import divergence, with_log_chances
+from vdp_utils.findings.priors import moved, with_log_chances
 from vdp_utils.measuring import pruned
 from vdp_utils.stats import Estimate, Verdict
 
@@ -24,6 +26,7 @@ RULE = (
     "above 0). Reproduced if balanced accuracy with pruning minus without has an interval above 0 "
     "at each of them; partly if at some kind, length and rate it does and the exact McNemar test "
     "has p < 0.05 after Holm over all kinds, lengths and rates; else not reproduced.")
+as_text = partial(findings.as_text, column=["context_kind", "context_length"], index="rate")
 KEYS = ["image_id", "question_id", "context_kind", "context_length", "rate"]
 
 
@@ -73,29 +76,18 @@ def dependency(rows: pd.DataFrame) -> pd.DataFrame:
     own, swapped = (rows[rows["image"] == image].set_index(KEYS) for image in ("own", "swapped"))
     own = own.loc[own.index.intersection(swapped.index)]
     swapped = swapped.loc[own.index]
-    flip = (own["predicted"] != swapped["predicted"]).astype(float)
-    return pd.DataFrame(dict(kl=divergence(own, swapped), flip=flip)).reset_index()
+    return moved(own, swapped).reset_index()
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Each measure with its interval by context kind, length and rate, one line each."""
-    lines, by = [], ["context_kind", "context_length", "rate"]
-    for key, part in image_target(rows).groupby(by, sort=True):
-        for name, estimate in {"balanced accuracy": stats.balanced_accuracy(part),
-                               "yes-rate": stats.yes_rate(part),
-                               "attention on image": stats.mean_estimate(part, "mass")}.items():
-            lines.append(dict(zip(by, key), measure=name, **vars(estimate)))
-    for key, part in dependency(rows).groupby(by, sort=True):
-        for name, column in (("KL, swapped", "kl"), ("flip rate, swapped", "flip")):
-            lines.append(dict(zip(by, key), measure=name,
-                              **vars(stats.mean_estimate(part, column))))
-    return pd.DataFrame(lines)
-
-
-def as_text(summary: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """A summary's measure as text with intervals: a line a rate, a column a kind and length."""
-    return findings.as_text(summary, measure, ["context_kind", "context_length"],
-                            "rate").fillna("")
+    by = ["context_kind", "context_length", "rate"]
+    return pd.concat([
+        stats.by_group(image_target(rows), by, {
+            "balanced accuracy": stats.balanced_accuracy, "yes-rate": stats.yes_rate,
+            "attention on image": "mass"}),
+        stats.by_group(dependency(rows), by, {"KL, swapped": "kl", "flip rate, swapped": "flip"}),
+    ], ignore_index=True)
 
 
 def targets(rows: pd.DataFrame) -> pd.DataFrame:
@@ -104,12 +96,8 @@ def targets(rows: pd.DataFrame) -> pd.DataFrame:
     length = told["context_length"].iloc[0]
     seen = rows[(rows["image"] == "own") & (rows["context_kind"] == "other")
                 & (rows["context_length"] == length)]
-    lines = []
-    for target, table in (("image", seen), ("text", told)):
-        for rate, part in table.groupby("rate", sort=True):
-            lines.append(dict(target=target, context_length=length, rate=rate,
-                              **vars(stats.balanced_accuracy(part))))
-    return pd.DataFrame(lines)
+    both = pd.concat([seen.assign(target="image"), told.assign(target="text")])
+    return stats.by_group(both, ["target", "context_length", "rate"], stats.balanced_accuracy)
 
 
 def tests(rows: pd.DataFrame) -> pd.DataFrame:
@@ -121,8 +109,7 @@ def tests(rows: pd.DataFrame) -> pd.DataFrame:
     lines = []
     for (kind, length), part in image_target(rows).groupby(["context_kind", "context_length"],
                                                            sort=True):
-        by_rate = {rate: some.sort_values(["image_id", "question_id"])
-                   for rate, some in part.groupby("rate")}
+        by_rate = dict(iter(part.sort_values(["image_id", "question_id"]).groupby("rate")))
         cost = stats.balanced_accuracy_difference(by_rate[1.0], by_rate[0.0])
         for rate in sorted(set(by_rate) - {0.0, 1.0}):
             gain = stats.balanced_accuracy_difference(by_rate[rate], by_rate[0.0])

@@ -26,11 +26,8 @@ def place_conditions(lvlm, lengths) -> list:
 
 def summary(rows: pd.DataFrame, columns=("context_kind", "image")) -> pd.DataFrame:
     """Balanced accuracy with its interval by context kind, image or words, and length."""
-    lines = []
-    for key, part in rows.groupby([*columns, "context_length"], sort=True):
-        lines.append(dict(zip((*columns, "context_length"), key), measure="balanced accuracy",
-                          **vars(stats.balanced_accuracy(part))))
-    return pd.DataFrame(lines)
+    return stats.by_group(rows, [*columns, "context_length"],
+                          {"balanced accuracy": stats.balanced_accuracy})
 
 
 def spans(rows: pd.DataFrame, trained: int | None) -> list[int]:

@@ -105,12 +105,28 @@ def key(sample: Sample, number: int) -> str:
     return f"{sample.image_id}/{number}"
 
 
+def place(sample: Sample, number: int, one: Condition) -> dict:
+    """Which question under which condition a row is about: the columns that every row has."""
+    return dict(key=key(sample, number), image_id=sample.image_id, question_id=str(number),
+                context_kind=one.context_kind, context_length=one.context_length)
+
+
+def prefix_of(lvlm: LVLM, sample: Sample, one: Condition) -> Prompt:
+    """What all questions of a sample share under a condition."""
+    return prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
+                                 one.image)
+
+
+def last_rows(recording) -> list[torch.Tensor]:
+    """Attention of the last token, where `record` took it, by layer: (heads, keys) each."""
+    return [recording[layer].received["last"][0] for layer in sorted(recording)]
+
+
 @torch.no_grad()
 def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = True) -> list[dict]:
     """Rows of one sample. With `share`, its questions continue one cached prefix."""
     started = time.perf_counter()
-    prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
-                                   one.image)
+    prefix = prefix_of(lvlm, sample, one)
     with_image = one.image in PICTURES
     cache = prefill(lvlm, prefix) if share else None
     rows = []
@@ -120,15 +136,10 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
             scores = score(lvlm, prefix, cache, asking, question.options)
         counts = torch.bincount(kinds_of(lvlm, prefix, asking)[0].long(), minlength=len(Kind))
         mass = torch.stack([recording[n].mass[0, :, 0] for n in sorted(recording)])
-        greedy = ""
-        if number < one.greedy:
-            greedy = generate(lvlm, prefix, cache, asking)
+        greedy = generate(lvlm, prefix, cache, asking) if number < one.greedy else ""
         rows.append(dict(
-            key=key(sample, number), image_id=sample.image_id, question_id=str(number),
-            kind=question.kind, nouns="/".join(question.nouns), context_kind=one.context_kind,
-            context_length=one.context_length, image=one.image,
-            template_tokens=int(counts[Kind.TEMPLATE]), image_tokens=int(counts[Kind.IMAGE]),
-            context_tokens=int(counts[Kind.CONTEXT]), question_tokens=int(counts[Kind.QUESTION]),
+            **place(sample, number, one), kind=question.kind, nouns="/".join(question.nouns),
+            image=one.image, **{f"{kind.name.lower()}_tokens": int(counts[kind]) for kind in Kind},
             **judged(question, scores), greedy=greedy,
             target_share=sample.picture.share(question.nouns[0]), seconds=0.0,
             attention=halves(mass.mean(1)), head_image=halves(mass[..., Kind.IMAGE])))
@@ -154,20 +165,16 @@ def map_sample(lvlm: LVLM, sample: Sample, one: Condition) -> list[dict]:
     Columns: image_id, question_id, context_kind, context_length, question, answer, predicted, and
     map_image: attention on each image token, layers x tokens, flattened float16, heads' mean.
     """
-    prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
-                                   one.image)
+    prefix = prefix_of(lvlm, sample, one)
     cache, rows = prefill(lvlm, prefix), []
     image = torch.from_numpy(prefix.kinds == Kind.IMAGE).to(lvlm.device).nonzero()[:, 0]
     for number, question in enumerate(sample.questions):
         asking = prompts.asking(lvlm, question)
         with record(lvlm.model, received=("last",)) as recording:
             scores = score(lvlm, prefix, cache, asking, question.options)
-        maps = torch.stack([recording[n].received["last"][0][:, image].mean(0)
-                            for n in sorted(recording)])
+        maps = torch.stack([row[:, image].mean(0) for row in last_rows(recording)])
         rows.append(dict(
-            key=key(sample, number), image_id=sample.image_id, question_id=str(number),
-            context_kind=one.context_kind, context_length=one.context_length,
-            question=question.text, answer=question.answer.lower(),
+            **place(sample, number, one), question=question.text, answer=question.answer.lower(),
             predicted=question.options[int(np.argmax(scores))].lower(), map_image=halves(maps)))
     return rows
 

@@ -91,8 +91,7 @@ class ResultStore:
             raise VDPError(
                 f"rows for {folder} differ from its stored rows in the columns "
                 f"{sorted({f'{field.name} ({field.type})' for field in odd})}: give every row the "
-                "same columns and types, or change the condition (its code version) for new ones"
-            )
+                "same columns and types, or change the condition (its code version) for new ones")
         _write_part(folder, str(time.time_ns()), table)
 
     def done(self, finding: str, condition: Any) -> set[str]:
@@ -134,9 +133,8 @@ class ResultStore:
             path.unlink(missing_ok=True)
         self._schemas.pop(self.folder(finding, condition), None)
 
-    def collect(
-        self, finding: str, condition: Any, tasks: Iterable[Task], progress: str | None = None
-    ) -> pd.DataFrame:
+    def collect(self, finding: str, condition: Any, tasks: Iterable[Task],
+                progress: str | None = None) -> pd.DataFrame:
         """Run the tasks that are not done yet and return the rows of all of them, sorted by key.
 
         A task is (keys, thunk): `thunk()` returns one row for each key. A task whose keys are all
@@ -178,10 +176,8 @@ def _fields(condition: Any) -> dict[str, Any]:
             return int(value) if value.is_integer() else value
         if value is None or isinstance(value, (str, int)):
             return value
-        raise VDPError(
-            f"{name} = {value!r} cannot be part of a condition: use text, finite numbers, "
-            "true/false, None, and lists or str-keyed dicts of these"
-        )
+        raise VDPError(f"{name} = {value!r} cannot be part of a condition: use text, finite "
+                       "numbers, true/false, None, and lists or str-keyed dicts of these")
 
     if dataclasses.is_dataclass(condition) and not isinstance(condition, type):
         condition = dataclasses.asdict(condition)
@@ -194,10 +190,8 @@ def _check_answer(keys: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Non
     got = [row.get("key") for row in rows]
     if Counter(got) != Counter(keys):
         raise VDPError(
-            f"a task's rows do not match its keys (missing {list(set(keys) - set(got))[:5]}, "
-            f"not asked for or doubled {list(Counter(got) - Counter(keys))[:5]}): "
-            "return one row a key"
-        )
+            f"a task's rows do not match its keys (missing {list(set(keys) - set(got))[:5]}, not "
+            f"asked for or doubled {list(Counter(got) - Counter(keys))[:5]}): return one row a key")
 
 
 def _table(rows: Rows) -> pa.Table:
@@ -211,19 +205,16 @@ def _table(rows: Rows) -> pa.Table:
                     odd = sorted(map(str, row.keys() ^ rows[0].keys()))
                     raise VDPError(f"rows differ in the columns {odd}: give all rows the same")
             # from_pandas: NaN and None are both stored as missing, as they are for a DataFrame.
-            columns = {
-                name: pa.array([row[name] for row in rows], from_pandas=True) for name in rows[0]
-            }
-            table = pa.table(columns)
+            table = pa.table({name: pa.array([row[name] for row in rows], from_pandas=True)
+                              for name in rows[0]})
         if "key" not in table.column_names:
             raise VDPError(f"rows have no 'key' among their columns {table.column_names}: add one")
         names = sorted(table.column_names, key=lambda name: (name != "key", name))
         types = [_stored_type(table.schema.field(name).type) for name in names]
         table = table.select(names).cast(pa.schema(list(zip(names, types, strict=True))))
     except pa.ArrowException as error:
-        raise VDPError(
-            f"rows cannot be stored ({error}): use text, numbers and booleans"
-        ) from error
+        raise VDPError(f"rows cannot be stored ({error}): use text, numbers and booleans"
+                       ) from error
     problem = _key_problem(table)
     if problem:
         raise VDPError(f"rows cannot be stored: {problem}; give each row its own text as key")
@@ -269,19 +260,17 @@ def _load(folder: Path) -> dict[Path, pa.Table]:
             continue
         except OSError as error:
             raise VDPError(f"cannot read {folder} ({error}): check its permissions") from error
+    sound = {path: table for path, table in read.items() if isinstance(table, pa.Table)}
     rows_by_schema: Counter[pa.Schema] = Counter()
-    for table in read.values():
-        if isinstance(table, pa.Table):
-            rows_by_schema[table.schema] += table.num_rows
-    parts = {}
+    for table in sound.values():
+        rows_by_schema[table.schema] += table.num_rows
     for path, table in read.items():
-        if isinstance(table, str):
+        if path not in sound:
             _set_aside(path, table)
         elif table.schema != rows_by_schema.most_common(1)[0][0]:
             _set_aside(path, "its columns are not those of most rows beside it")
-        else:
-            parts[path] = table
-    return parts
+            del sound[path]
+    return sound
 
 
 def _read_part(path: Path) -> pa.Table | str:
@@ -297,11 +286,8 @@ def _read_part(path: Path) -> pa.Table | str:
 
 
 def _set_aside(path: Path, reason: str) -> None:
-    warnings.warn(
-        f"{path} is not used and set aside as {path.name}.broken ({reason}); "
-        "the rows it held will be measured again",
-        stacklevel=4,
-    )
+    warnings.warn(f"{path} is not used and set aside as {path.name}.broken ({reason}); the rows it "
+                  "held will be measured again", stacklevel=4)
     with contextlib.suppress(OSError):  # read-only, or another process was faster
         path.rename(path.with_name(path.name + ".broken"))
 

@@ -234,24 +234,16 @@ def _background(texture: str, rng) -> np.ndarray:
     angle, period = rng.uniform(0, np.pi), rng.uniform(10, 48)
     along = (x * np.cos(angle) + y * np.sin(angle)) / period
     across = (y * np.cos(angle) - x * np.sin(angle)) / period
-    if texture == "plain":
-        field = np.zeros_like(x)
-    elif texture == "gradient":
-        field = along * period / SIZE
-    elif texture == "noise":
-        grid = Image.fromarray(rng.random((8, 8)).astype(np.float32))
-        field = np.asarray(grid.resize((SIZE, SIZE), Image.BICUBIC))
-    elif texture == "stripes":
-        field = (along % 1 < 0.5).astype(np.float32)
-    elif texture == "checks":
-        field = ((along % 1 < 0.5) ^ (across % 1 < 0.5)).astype(np.float32)
-    elif texture == "dots":
-        field = ((along % 1 - 0.5) ** 2 + (across % 1 - 0.5) ** 2 < 0.08).astype(np.float32)
-    elif texture == "waves":
-        field = np.sin(2 * np.pi * along + 2 * np.sin(2 * np.pi * across)) / 2 + 0.5
-    else:  # bricks
-        shifted = along + 0.5 * (np.floor(across) % 2)
-        field = ((shifted % 1 < 0.08) | (across % 1 < 0.12)).astype(np.float32)
+    fields = {
+        "plain": lambda: np.zeros_like(x), "gradient": lambda: along * period / SIZE,
+        "noise": lambda: np.asarray(Image.fromarray(rng.random((8, 8)).astype(np.float32)).resize(
+            (SIZE, SIZE), Image.BICUBIC)),
+        "stripes": lambda: along % 1 < 0.5,
+        "checks": lambda: (along % 1 < 0.5) ^ (across % 1 < 0.5),
+        "dots": lambda: (along % 1 - 0.5) ** 2 + (across % 1 - 0.5) ** 2 < 0.08,
+        "waves": lambda: np.sin(2 * np.pi * along + 2 * np.sin(2 * np.pi * across)) / 2 + 0.5,
+        "bricks": lambda: ((along + 0.5 * (np.floor(across) % 2)) % 1 < 0.08) | (across % 1 < 0.12)}
+    field = fields[texture]()
     grain = rng.normal(0, 3, (SIZE, SIZE, 1)).astype(np.float32)
     return np.clip(low + field[..., None] * high + grain, 0, 255).astype(np.uint8)
 

@@ -7,8 +7,10 @@ from vdp_utils.attention.tokens import Kind, pieces
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
-from vdp_utils.measuring.measure import halves, judged, kinds_of, score
-from vdp_utils.measuring.pruned.conditions import NONE, AnswerCondition, pruned_around, pruned_key
+from vdp_utils.measuring.measure import (halves, judged, kinds_of, last_rows, prefix_of,
+                                         score)
+from vdp_utils.measuring.pruned.conditions import (NONE, AnswerCondition, pruned_around,
+                                                   pruned_place)
 from vdp_utils.measuring.pruned.unpruned import Unpruned
 from vdp_utils.sources.samples import PICTURES, Sample
 
@@ -22,8 +24,7 @@ def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
     predicted, correct and margin as `measure` has them; kept_tokens (of the context), and
     attention (of the answer position, layers x `Kind`, heads' mean, flattened float16).
     """
-    prefix = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
-                                   one.image)
+    prefix = prefix_of(lvlm, sample, one)
     if one.image in prompts.PLACES:
         prefix.kinds[prefix.kinds == Kind.IMAGE] = Kind.CONTEXT
     rows = []
@@ -39,10 +40,8 @@ def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
             found += [(text, rate, *answer) for text, answer in zip(one.strategies, answers)]
         for strategy, rate, scores, mass, kept in found:
             rows.append(dict(
-                key=pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
-                question_id=str(number), nouns="/".join(question.nouns),
-                context_kind=one.context_kind, context_length=one.context_length, image=one.image,
-                strategy=strategy, rate=float(rate), way=one.way, layer=one.layer,
+                **pruned_place(sample, number, one, strategy, rate),
+                nouns="/".join(question.nouns), image=one.image, way=one.way, layer=one.layer,
                 positions=one.positions, **judged(question, scores), kept_tokens=kept,
                 attention=halves(mass)))
     return rows
@@ -69,7 +68,7 @@ def _looking(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: A
     with pruned_around(lvlm, one, strategy, rate, kinds[None]) as pruner, record(
             lvlm.model, received=("last",)) as recording:
         scores = score(lvlm, prefix, None, asking, question.options)
-    rows = [recording[layer].received["last"][0] for layer in sorted(recording)]
+    rows = last_rows(recording)
     stays = torch.full_like(kinds, pruner is None, dtype=torch.bool)
     if pruner:
         rows = [pruner.kept.spread(row) for row in rows]
@@ -85,8 +84,7 @@ def example_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
     predicted; texts and stays, a list of the context tokens' texts and whether each is kept; and
     map_image: attention on each image token, layers x tokens, flattened float16, heads' mean.
     """
-    prefix, rows = prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length,
-                                         one.seed, one.image), []
+    prefix, rows = prefix_of(lvlm, sample, one), []
     context = prefix.kinds == Kind.CONTEXT
     texts = pieces(lvlm.tokenizer, prefix.input_ids[context])
     for number, question in enumerate(sample.questions):
@@ -97,9 +95,7 @@ def example_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
                                             rate)
             found = judged(question, scores)
             rows.append(dict(
-                key=pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
-                question_id=str(number), context_kind=one.context_kind,
-                context_length=one.context_length, strategy=strategy, rate=float(rate),
+                **pruned_place(sample, number, one, strategy, rate),
                 question=question.text, answer=found["answer"], predicted=found["predicted"],
                 texts=texts, stays=stays[kinds == Kind.CONTEXT].tolist(),
                 map_image=halves(looks[:, kinds == Kind.IMAGE])))

@@ -10,7 +10,7 @@ from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.measuring.measure import Condition, condition, key, kinds_of
+from vdp_utils.measuring.measure import Condition, condition, key, kinds_of, place, prefix_of
 from vdp_utils.sources.samples import Sample
 
 NONE = "none"  # the strategy of a row without pruning
@@ -94,12 +94,17 @@ def pruned_key(sample: Sample, number: int, strategy: str, rate: float) -> str:
     return f"{key(sample, number)}/{strategy}/{rate}"
 
 
+def pruned_place(sample: Sample, number: int, one: AnswerCondition, strategy: str, rate: float
+                 ) -> dict:
+    """As `measure.place`, of a question under one pruning."""
+    return place(sample, number, one) | dict(key=pruned_key(sample, number, strategy, rate),
+                                             strategy=strategy, rate=float(rate))
+
+
 def asked(lvlm: LVLM, sample: Sample, one: PrunedCondition, question
           ) -> tuple[dict, torch.Tensor]:
     """A question's whole prompt as inputs of the model, and its token kinds (1, L)."""
-    whole = prompts.join(
-        prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
-                              one.image), prompts.asking(lvlm, question))
+    whole = prompts.join(prefix_of(lvlm, sample, one), prompts.asking(lvlm, question))
     inputs = prompts.tensors(whole, lvlm.device)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return inputs, kinds_of(lvlm, whole).long()

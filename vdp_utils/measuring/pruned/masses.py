@@ -9,7 +9,7 @@ from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.measuring.measure import key
+from vdp_utils.measuring.measure import last_rows, place
 from vdp_utils.measuring.pruned.conditions import PrunedCondition, asked
 from vdp_utils.sources.samples import Sample
 
@@ -18,7 +18,7 @@ def _last_rows(lvlm: LVLM, inputs: dict) -> list[torch.Tensor]:
     """Attention of the prompt's last token in every layer: (heads, keys) each."""
     with record(lvlm.model, received=("last",)) as recording:
         lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
-    return [recording[layer].received["last"][0] for layer in sorted(recording)]
+    return last_rows(recording)
 
 
 @torch.no_grad()
@@ -63,8 +63,6 @@ def masses_sample(lvlm: LVLM, sample: Sample, one: PrunedCondition) -> list[dict
                     exceptions=exception).items():
                 found[name].append(values.double().mean(-1))
         rows.append(dict(
-            key=key(sample, number), image_id=sample.image_id, question_id=str(number),
-            context_kind=one.context_kind, context_length=one.context_length,
-            before=visual.mean(-1).float().cpu().numpy(),
+            **place(sample, number, one), before=visual.mean(-1).float().cpu().numpy(),
             **{name: torch.cat(values).float().cpu().numpy() for name, values in found.items()}))
     return rows

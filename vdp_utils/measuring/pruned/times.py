@@ -4,7 +4,8 @@ import torch
 
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.measuring import timing
-from vdp_utils.measuring.pruned.conditions import AnswerCondition, asked, pruned_around, pruned_key
+from vdp_utils.measuring.pruned.conditions import (AnswerCondition, asked, pruned_around,
+                                                   pruned_place)
 from vdp_utils.sources.samples import Sample
 
 
@@ -25,9 +26,7 @@ def times_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]
             with pruned_around(lvlm, one, strategy, rate, kinds):
                 found = timing.prefill_and_decode(lvlm.model, inputs)
             rows.append(dict(
-                key=pruned_key(sample, number, strategy, rate), image_id=sample.image_id,
-                question_id=str(number), context_kind=one.context_kind,
-                context_length=one.context_length, strategy=strategy, rate=float(rate),
-                way=one.way, first_token_s=found["first"], token_s=found["token"],
+                **pruned_place(sample, number, one, strategy, rate), way=one.way,
+                first_token_s=found["first"], token_s=found["token"],
                 cache_bytes=found["cache_bytes"]))
     return rows
