@@ -1,16 +1,21 @@
 # make help lists what there is.
 PROFILE ?= quick
+MODEL ?= embedded-s
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
 BIN := $(VENV)/bin
+PIP := -m pip --disable-pip-version-check install --quiet
 
-# A notebook runs again when it, a module or the weights have changed since it last ran (mtime; a
-# file that was only touched does not count), and what a stopped run left is made again.
-SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --rerun-incomplete \
-	--quiet host
+# A notebook runs again when it or what it uses has changed since it last ran (mtime; a file that
+# was only touched does not count), and what a stopped run left is made again.
+SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --rerun-incomplete --quiet \
+	--config profile=$(PROFILE) model='$(MODEL)'
+# Where the study's notebooks are then, as Snakefile has it.
+IN_PLACE = $(if $(filter full,$(PROFILE)),notebooks,build/$(PROFILE))
+NOTEBOOKS = $(if $(filter embedded-s,$(MODEL)),$(IN_PLACE),build/$(PROFILE)/$(subst /,-,$(MODEL)))
 
-.PHONY: help env study figures bench peers test unlock clean
+.PHONY: help env study figures bench peers test weekly oldest unlock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -18,28 +23,35 @@ help: ## this list
 env: ## the virtual environment of requirements.lock in VENV=.venv, made with PYTHON=python3
 	@$(PYTHON) bootstrap.py $(VENV)
 
-study: env ## run what is missing: PROFILE=quick (minutes, into build/), or full (what is committed)
-	$(SNAKEMAKE) --config profile=$(PROFILE)
-	@echo "Now read the notebooks in $(if $(filter full,$(PROFILE)),notebooks,build/$(PROFILE)); README.md says what the full profile found."
+study: env ## run what is missing: PROFILE=quick (minutes) or full (as committed), MODEL=embedded-s
+	@$(SNAKEMAKE)
+	@echo "Now read the notebooks in $(NOTEBOOKS); README.md says what the full profile found."
 
-figures: env ## draw every figure again from stored rows, without a model (about a minute)
-	$(BIN)/python -m vdp_utils.commands.redraw
+figures: env ## draw every figure again from stored rows, without a model
+	$(BIN)/vdp figures
 
 # Huge pages: in ordinary ones the time of the same run depends on where its memory happens to lie.
 bench: env ## time recording and pruning: PROFILE=quick (minutes, into build/), full (into data/bench)
-	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python -m vdp_utils.commands.bench --profile $(PROFILE)
+	THP_MEM_ALLOC_ENABLE=1 $(BIN)/vdp bench --profile $(PROFILE)
 
 peers: env ## the same beside kvpress, in an environment of its own (build/peers)
 	$(PYTHON) -m venv build/peers
-	build/peers/bin/python -m pip --disable-pip-version-check install --quiet \
-		--requirement requirements-peers.lock
-	PYTHONPATH=. build/peers/bin/python -m vdp_utils.commands.peers --profile $(PROFILE)
+	build/peers/bin/python $(PIP) --requirement requirements-peers.lock
+	PYTHONPATH=. build/peers/bin/python -m vdp_utils.commands peers --profile $(PROFILE)
 
-test: env ## the whole test suite
+test: env ## the test suite
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -q tests
 
+weekly: env ## the tests that are too slow for every change
+	TQDM_DISABLE=1 $(BIN)/python -m pytest -q tests -m weekly
+
+oldest: ## the tool's tests under the oldest versions that pyproject.toml admits (build/oldest)
+	$(PYTHON) -m venv build/oldest
+	build/oldest/bin/python $(PIP) --requirement requirements-oldest.lock
+	PYTHONPATH=. build/oldest/bin/python -m pytest -q tests/attention
+
 unlock: env ## after a power cut or kill -9, when Snakemake says that the folder is locked
-	$(SNAKEMAKE) --config profile=$(PROFILE) --unlock
+	$(SNAKEMAKE) --unlock
 
 clean: ## remove build/ and Snakemake's notes; committed results, figures and VENV stay
 	rm -rf build .snakemake

@@ -2,8 +2,8 @@
 
 Standard library only, and valid Python 3.6, so that an old Python can say that it is too old.
 The stamp VENV/.study holds "unfinished" while a new environment is being built; once all is
-installed, a digest of the lock files and the place. What was left unfinished is built again from
-empty; an environment made by hand, or for an older lock file, is brought up to date in place.
+installed, a digest of these files and the place. What was left unfinished is built again from
+empty; an environment made by hand, or for older files, is brought up to date in place.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import sys
 ROOT = os.path.dirname(os.path.abspath(__file__))
 LOCK = os.path.join(ROOT, "requirements.lock")
 BASE_MODEL = os.path.join(ROOT, "requirements-base-model.lock")
+PROJECT = os.path.join(ROOT, "pyproject.toml")
 OLDEST = (3, 11)
 GB = 3  # about what a CPU build's environment takes
 STAMP = ".study"
@@ -69,9 +70,9 @@ def explain(output):
 
 
 def digest():
-    """What is to be installed: the two lock files, and this tree as an editable package."""
+    """What is to be installed: the two lock files, and this tree with its command `vdp`."""
     found = hashlib.sha256(ROOT.encode())
-    for path in (LOCK, BASE_MODEL):
+    for path in (LOCK, BASE_MODEL, PROJECT):
         with open(path, "rb") as file:
             found.update(file.read())
     return found.hexdigest()

@@ -114,7 +114,7 @@ def test_a_model_without_image_tokens_is_refused(tmp_path):
 
 
 def test_a_size_that_was_not_trained_is_refused_with_what_to_do(source):
-    with pytest.raises(VDPError, match="'m' has no weights.*vdp_utils.training --size M"):
+    with pytest.raises(VDPError, match="'m' has no weights.*vdp train --size M"):
         load_lvlm("embedded-m")
 
 
@@ -302,7 +302,7 @@ def test_a_failure_midway_leaves_no_folder(tiny, source, tmp_path, monkeypatch, 
 def sizes():
     """The committed sizes, of which S must be one."""
     found = sorted(path.parent.name for path in MODELS.glob("*/manifest.json"))
-    assert "s" in found, "data/models/s is missing: python -m vdp_utils.training --size S"
+    assert "s" in found, "data/models/s is missing: vdp train --size S"
     return found
 
 

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import itertools
 import json
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from vdp_utils.commands import train as recipe
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
 from vdp_utils.lvlm.load import embedded_folder, load_lvlm
 from vdp_utils.measuring.measure import score
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.samples import Sample, presence_samples
-from vdp_utils.training import __main__ as recipe, dialogue, loop, packing
+from vdp_utils.training import dialogue, loop, packing
 from vdp_utils.training.dialogue import (add_lora, answers, evaluate, export, image_features,
                                          load_export)
 from vdp_utils.training.loop import DEVICE, Run, trainable
@@ -445,12 +445,9 @@ def test_what_is_exported_loads_as_the_model_in_memory(learner, base, stand_in):
     assert names == {name for name, _ in base.model.named_parameters()}  # no LoRA left
 
 
-def test_the_whole_recipe_runs_and_runs_again_without_learning(stand_in, tmp_path, monkeypatch):
+def test_the_whole_recipe_runs_and_runs_again_without_learning(stand_in, tmp_path):
     """A second or so a stage: every stage is logged, and the result loads."""
-    state = tmp_path / "state"
-    monkeypatch.setattr(sys, "argv", ["training", "--size", "S", "--minutes", "0.04",
-                                      "--state", str(state)])
-    recipe.main()
+    recipe.train("s", 0.04, tmp_path / "state")
     log = pd.read_csv(stand_in / "s" / "training_log.csv")
     assert list(dict.fromkeys(log["stage"])) == list(recipe.SHARES)
     metrics = log.groupby("stage")["metric"].agg(set)
@@ -462,7 +459,7 @@ def test_the_whole_recipe_runs_and_runs_again_without_learning(stand_in, tmp_pat
     assert np.isfinite(log["value"]).all()
     first = embedded_folder(stand_in / "s")
     written = (stand_in / "s" / "training_log.csv").read_bytes()
-    recipe.main()
+    recipe.train("s", 0.04, tmp_path / "state")
     assert embedded_folder(stand_in / "s") == first  # the same weights, byte for byte
     assert (stand_in / "s" / "training_log.csv").read_bytes() == written
 
@@ -487,12 +484,9 @@ def test_a_larger_size_grows_from_the_weights_of_a_smaller(learner, base, tmp_pa
         load_export(grown, tmp_path)
 
 
-def test_growing_runs_the_last_stage_only_and_keeps_the_log(stand_in, tmp_path, monkeypatch):
-    start = ["training", "--minutes", "0.04", "--state", str(tmp_path / "state"), "--size"]
-    monkeypatch.setattr(sys, "argv", [*start, "S"])
-    recipe.main()
-    monkeypatch.setattr(sys, "argv", [*start, "M", "--start-from", "S"])
-    recipe.main()
+def test_growing_runs_the_last_stage_only_and_keeps_the_log(stand_in, tmp_path):
+    recipe.train("s", 0.04, tmp_path / "state")
+    recipe.train("m", 0.04, tmp_path / "state", start_from="s")
     smaller, larger = (pd.read_csv(stand_in / size / "training_log.csv") for size in "sm")
     assert larger.iloc[:len(smaller)].equals(smaller)
     assert set(larger["stage"][len(smaller):]) == {"further"}

@@ -1,4 +1,4 @@
-"""`make bench`: what recording and pruning cost, side by side in one run.
+"""`vdp bench`: what recording and pruning cost, side by side in one run.
 
 Every table has medians of alternating repeats after a warm-up: `recording` (time and peak memory
 against SDPA and eager), `pruning` (time to first token, time per token, peak memory and cache
@@ -7,7 +7,6 @@ behind one cached prefix). A table is written after every length, and what it ha
 again. README.md beside the tables shows them all.
 """
 
-import argparse
 import math
 import os
 from contextlib import nullcontext
@@ -430,19 +429,12 @@ def _markdown(table: pd.DataFrame, index: str, columns=None) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.commands.bench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--profile", choices=LENGTHS, default="quick", help="quick: two lengths, "
-                        "into build/quick/bench; full: all, into data/bench, as committed")
-    parser.add_argument("--lengths", nargs="+", type=int, metavar="TOKENS")
-    parser.add_argument("--parts", nargs="+", help="tables to measure, all by default")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    folder = paths.bench(options.profile)
-    run(folder, options.lengths or LENGTHS[options.profile], options.repeats, options.parts)
-    print(write(tables_of(folder), folder, paths.figures(options.profile)))
+def bench(profile="quick", lengths=(), parts=(), repeats=5):
+    """Measure what the profile's tables lack, draw them, and write and print README.md beside them.
 
-
-if __name__ == "__main__":
-    main()
+    `lengths` are context tokens, those of `LENGTHS` by default; `parts` names tables, all by
+    default. VDPError for a part that is not there.
+    """
+    folder = paths.bench(profile)
+    run(folder, lengths or LENGTHS[profile], repeats, parts)
+    print(write(tables_of(folder), folder, paths.figures(profile)))

@@ -1,13 +1,12 @@
-"""`make peers`: kvpress beside this study's strategies and ways, in an environment of its own.
+"""`vdp peers`: kvpress beside this study's strategies and ways, in an environment of its own.
 
 kvpress (Devoto et al., arXiv 2510.00636) needs an older transformers than the study; this module
-runs under that one (requirements-peers.lock). It compares scores on the same tensors, and times
-prefill and decoding in alternating repeats, on the wide random model of `timing`.
+runs under that one (`make peers`, requirements-peers.lock). It compares scores on the same tensors,
+and times prefill and decoding in alternating repeats, on the wide random model of `timing`.
 """
 
-import argparse
 import contextlib
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 
 import pandas as pd
@@ -18,6 +17,7 @@ from vdp_utils import paths
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.attention.strategies import STRATEGIES, Evidence
 from vdp_utils.attention.tokens import Kind
+from vdp_utils.errors import VDPError
 from vdp_utils.measuring import timing
 
 WINDOW = 16
@@ -125,24 +125,17 @@ def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.Data
              cache_bytes=values[0]["cache_bytes"]) for name, values in rows.items()])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.commands.peers", description=__doc__)
-    parser.add_argument("--profile", choices=("quick", "full"), default="quick",
-                        help="full writes data/bench, as committed; quick build/quick/bench")
-    parser.add_argument("--lengths", nargs="+", type=int, default=(1024, 2048), metavar="TOKENS")
-    parser.add_argument("--repeats", type=int, default=5)
-    options = parser.parse_args()
-    folder = paths.bench(options.profile)
-    about = timing.machine() | dict(kvpress=version("kvpress"))
-    model = timing.wide_lvlm()
+def peers(profile="quick", lengths=(1024, 2048), repeats=5):
+    """Write the tables peers_scores and peers_times beside the benchmark's. Needs kvpress."""
+    try:
+        about = timing.machine() | dict(kvpress=version("kvpress"))
+    except PackageNotFoundError as error:
+        raise VDPError("kvpress is not installed here: run make peers, which gives it an "
+                       "environment of its own") from error
+    folder, model = paths.bench(profile), timing.wide_lvlm()
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"peers_scores": scores_table(model),
-              "peers_times": pd.concat([times_table(model, length, options.repeats)
-                                        for length in tqdm(options.lengths, desc="peers")])}
+              "peers_times": pd.concat([times_table(model, length, repeats)
+                                        for length in tqdm(lengths, desc="peers")])}
     for name, table in tables.items():
-        table.assign(**about).to_csv(folder / f"{name}.csv", index=False,
-                                     float_format="%.5g")
-
-
-if __name__ == "__main__":
-    main()
+        table.assign(**about).to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")

@@ -1,6 +1,5 @@
-"""`make figures`: every figure again from stored rows and tables, without loading a model."""
+"""`vdp figures`: every figure again from stored rows and tables, without loading a model."""
 
-import argparse
 import json
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -229,18 +228,3 @@ def redraw(results: Path, output: Path, chosen: Iterable[str] = ()) -> list[Path
     if paths.MODEL in chosen:
         bench.draw(bench.tables_of(paths.bench("full")), output)
     return sum(drawn.values(), [])
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.commands.redraw",
-                                     description=__doc__)
-    parser.add_argument("--results", type=Path, default=paths.results("full"))
-    parser.add_argument("--output", type=Path, default=paths.figures("full"))
-    parser.add_argument("--model", action="append", default=[],
-                        help="draw this model only (default: all that have verdicts)")
-    options = parser.parse_args()
-    print(*redraw(options.results, options.output, options.model), sep="\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,6 @@
 """One function a figure, from rows and tables; `save` writes PNG and PDF, the same each time.
 
-`python -m vdp_utils.commands.redraw` draws all of them again from the stored rows, without a model.
+`vdp figures` draws all of them again from the stored rows, without a model.
 """
 
 from vdp_utils.figures.attention import attention, attention_and_cause, attention_maps

@@ -155,7 +155,7 @@ def manifest(source: Path) -> dict:
         return json.loads((source / "manifest.json").read_text())
     except OSError as error:
         raise VDPError(f"{source.name!r} has no weights in {source.parent.name}/: train them with "
-                       f"python -m vdp_utils.training --size {source.name.upper()}") from error
+                       f"vdp train --size {source.name.upper()}") from error
 
 
 def base_gguf() -> Path:

@@ -1,4 +1,4 @@
-"""The embedded LVLM's recipe: `python -m vdp_utils.training --size S --minutes N`.
+"""The embedded LVLM's recipe: `vdp train --size S --minutes N`.
 
 *Tower*: a CLIP-architecture vision tower learns which noun each patch shows. *Dialogues*:
 projector, LoRA and tower learn to answer questions about scenes, in three steps: the projector

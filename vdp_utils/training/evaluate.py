@@ -1,12 +1,6 @@
-"""`python -m vdp_utils.training.evaluate --size S`: what the embedded LVLM can see.
+"""What the embedded LVLM can see: one line a skill, over scenes that training never drew."""
 
-Writes `data/models/<size>/held_out.csv`: one line a skill, over scenes that training never drew,
-with intervals over images. Resumable; rows are kept in `build/results/held_out`.
-"""
-
-import argparse
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,13 +8,11 @@ from tqdm import tqdm
 
 from vdp_utils import stats
 from vdp_utils.lvlm import prompts
-from vdp_utils.lvlm.load import LVLM, MODELS, load_lvlm
-from vdp_utils.lvlm.names import SIZES
+from vdp_utils.lvlm.load import LVLM
 from vdp_utils.measuring.measure import condition, generate, measure
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import Sample, presence_samples, question_samples
 
-QUESTIONS = 500  # a skill
 MAX_NAMES = 40  # tokens of a naming answer
 
 
@@ -82,20 +74,3 @@ def markdown(table: pd.DataFrame) -> str:
         lines.append(f"| {line.skill} | {line.setting} | {line.measure} | {estimate} "
                      f"| {line.n_images} | {line.n_rows} |")
     return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.training.evaluate",
-                                     description=__doc__)
-    parser.add_argument("--size", default="S", type=str.lower, choices=SIZES)
-    parser.add_argument("--questions", default=QUESTIONS, type=int, help="a skill, at least")
-    parser.add_argument("--results", default="build/results/held_out", type=Path)
-    options = parser.parse_args()
-    lvlm = load_lvlm(f"embedded-{options.size}")
-    table = held_out(lvlm, options.questions, ResultStore(options.results))
-    table.to_csv(MODELS / options.size / "held_out.csv", index=False)
-    print(markdown(table))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,6 +1,5 @@
-"""`python -m vdp_utils.training --size S --minutes N`: train the embedded LVLM, resumably."""
+"""`vdp train`: the embedded LVLM's recipe from its first stage to stored weights, resumably."""
 
-import argparse
 from pathlib import Path
 
 import torch
@@ -17,33 +16,28 @@ from vdp_utils.training.tower import train_tower
 SHARES = {"tower": 0.2, "projector": 0.15, "oracle": 0.25, "naming": 0.2, "joint": 0.2}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m vdp_utils.training", description=__doc__)
-    parser.add_argument("--size", default="S", type=str.lower, choices=SIZES)
-    parser.add_argument("--minutes", default=70.0, type=float, help="in all, for all stages")
-    parser.add_argument("--state", default="build/training", type=Path,
-                        help="folder for what is needed to resume; tower and projector are "
-                        "shared by all sizes")
-    parser.add_argument("--start-from", type=str.lower, choices=SIZES, metavar="SIZE",
-                        help="only the last stage, from the stored weights of this size or of a "
-                        "smaller one, whose decoder then grows")
-    options = parser.parse_args()
+def train(size="s", minutes=70.0, state="build/training", start_from=None):
+    """Train the embedded LVLM of a size into data/models/<size>, going on where a run stopped.
+
+    `minutes` are for all stages together. `state` is the folder for what is needed to go on; tower
+    and projector there are shared by all sizes. With `start_from`, the same size or a smaller one
+    whose decoder then grows, only the last stage runs, from that one's stored weights.
+    """
     torch.manual_seed(0)
-    shared, own = options.state, options.state / options.size
-    start = options.start_from
-    shares = {"further": 1.0} if start else SHARES
-    minutes = {stage: share * options.minutes for stage, share in shares.items()}
+    shared, own = Path(state), Path(state) / size
+    shares = {"further": 1.0} if start_from else SHARES
+    minutes = {stage: share * minutes for stage, share in shares.items()}
     stage = list(shares)[-1]
     log, shared_log = own / f"{stage}.csv", shared / "log.csv"
-    layers = SIZES[options.size]
+    layers = SIZES[size]
     model, processor = build_embedded(layers)
-    lvlm = LVLM(f"embedded-{options.size}", "in training", model.to(DEVICE), processor)
+    lvlm = LVLM(f"embedded-{size}", "in training", model.to(DEVICE), processor)
     tower = model.model.vision_tower
     tower.set_attn_implementation("eager")  # faster than SDPA for 101 tokens on a CPU
-    folder = MODELS / options.size
-    if start:
+    folder = MODELS / size
+    if start_from:
         add_lora(model)
-        load_export(lvlm, MODELS / start)
+        load_export(lvlm, MODELS / start_from)
     else:
         train_tower(shared, minutes["tower"], shared_log, tower)
         add_lora(model)
@@ -57,10 +51,6 @@ def main() -> None:
     train_answers(own, stage, minutes[stage], log, lvlm,
                   {"decoder": 3e-4, "projector": 2e-4, "tower": 5e-5})
     export(lvlm, layers, folder)
-    before = MODELS / start / "training_log.csv" if start else shared_log
+    before = MODELS / start_from / "training_log.csv" if start_from else shared_log
     (folder / "training_log.csv").write_text(
         before.read_text() + "".join(log.read_text().splitlines(keepends=True)[1:]))
-
-
-if __name__ == "__main__":
-    main()

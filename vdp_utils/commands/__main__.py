@@ -1,0 +1,128 @@
+"""The study's one command line: `vdp --help`, or `python -m vdp_utils.commands --help`.
+
+A command's module is imported when it runs: help and wrong options wait for nothing heavy.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from typer import Argument, Option, Typer
+from typer.core import TyperCommand
+
+from vdp_utils.errors import VDPError
+from vdp_utils.lvlm.names import SIZES
+
+app = Typer(
+    name="vdp", no_args_is_help=True, add_completion=False, rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Does a vision-language model still look at the image once the context gets long?")
+
+Profile = Annotated[Literal["quick", "full"], Option(
+    help="quick: minutes, into build/quick/bench; full: into data/bench, as committed.")]
+Lengths = Annotated[list[int], Option("--length", min=1, metavar="TOKENS", show_default=False,
+                                      help="Context tokens; may be repeated.")]
+Repeats = Annotated[int, Option(min=1, help="Rounds of measurement, whose medians count.")]
+Size = Annotated[Literal[*SIZES], Option(case_sensitive=False, help="Of the embedded LVLM.")]
+
+
+class WithPairs(TyperCommand):
+    """-p takes two words and may be repeated: typer knows options of either kind, not of both."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        next(one for one in self.params if "-p" in one.opts).nargs = 2
+
+
+@app.command(cls=WithPairs)
+def run(
+    notebook: Annotated[Path, Argument(help="Such as notebooks/01_long_context_decline.ipynb.")],
+    output: Annotated[Path | None, Argument(help="[default: build/ and NOTEBOOK's name]")] = None,
+    parameters: Annotated[list[tuple], Option(
+        "-p", metavar="NAME VALUE", show_default=False,
+        help="A parameter, its value read as papermill reads it; may be repeated.")] = (),
+):
+    """Run one notebook, with other parameters where given."""
+    from vdp_utils.commands.run import run
+
+    run(notebook, output, dict(parameters))
+
+
+@app.command()
+def figures(
+    results: Annotated[Path | None, Option(
+        show_default="data/results", help="Folder of the rows.")] = None,
+    output: Annotated[Path | None, Option(
+        show_default="figures", help="Folder for the figures.")] = None,
+    model: Annotated[list[str], Option(
+        metavar="MODEL", show_default=False, help="Only this one; may be repeated.")] = (),
+):
+    """Draw every figure again from stored rows, without a model."""
+    from vdp_utils import paths
+    from vdp_utils.commands.redraw import redraw
+
+    print(*redraw(results or paths.results("full"), output or paths.figures("full"), model),
+          sep="\n")
+
+
+@app.command()
+def bench(
+    profile: Profile = "quick",
+    length: Lengths = (),
+    part: Annotated[list[str], Option(
+        metavar="TABLE", show_default=False, help="Only this one; may be repeated.")] = (),
+    repeats: Repeats = 5,
+):
+    """Time recording and pruning on this machine."""
+    from vdp_utils.commands.bench import bench
+
+    bench(profile, length, part, repeats)
+
+
+@app.command()
+def peers(profile: Profile = "quick", length: Lengths = (1024, 2048), repeats: Repeats = 5):
+    """Time kvpress beside them, in the environment of make peers."""
+    from vdp_utils.commands.peers import peers
+
+    peers(profile, length, repeats)
+
+
+@app.command()
+def train(
+    size: Size = "s",
+    minutes: Annotated[float, Option(help="For all stages together.")] = 70,
+    state: Annotated[Path, Option(
+        help="What is needed to go on after a stop; all sizes share tower and projector.",
+    )] = Path("build/training"),
+    start_from: Annotated[Literal[*SIZES] | None, Option(
+        case_sensitive=False, help="Only the last stage, from the stored weights of this size or "
+        "of a smaller one, whose decoder then grows.")] = None,
+):
+    """Train the embedded LVLM, going on where a run stopped."""
+    from vdp_utils.commands.train import train
+
+    train(size, minutes, state, start_from)
+
+
+@app.command()
+def held_out(
+    size: Size = "s",
+    questions: Annotated[int, Option(min=1, help="Of each skill, at least.")] = 500,
+    results: Annotated[Path, Option(help="Folder of the rows.")] = Path("build/results/held_out"),
+):
+    """Ask the embedded LVLM about scenes that its training never drew."""
+    from vdp_utils.commands.held_out import held_out
+
+    held_out(size, questions, results)
+
+
+def main():
+    """The command line. An error of the study is one sentence and exit code 1."""
+    try:
+        app(prog_name="vdp")
+    except VDPError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

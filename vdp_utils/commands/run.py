@@ -1,0 +1,163 @@
+"""`vdp run`: one notebook with papermill, so that a failed run never replaces a good notebook."""
+
+import ast
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+from papermill.cli import _resolve_type  # what `papermill -p` makes of a text; not public
+from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
+
+from vdp_utils.errors import VDPError
+from vdp_utils.lvlm.names import check_names
+
+FOLDERS = ("RESULTS", "FIGURES")  # parameters that name folders
+NAMES = ("MODEL", "DEVICE", "DTYPE")  # parameters that `check_names` knows
+LONGEST = 70  # bytes of a folder for sockets, whose paths may be 104 to 108 long
+# The kernel's first line: tqdm draws text, which the terminal shows as it comes, not widgets, which
+# would only be stored; a bar that ends leaves no line; where nobody watches there are no bars.
+START = "import os, sys; sys.modules['tqdm.notebook'] = None; os.environ.update({}); del os, sys"
+WATCHED, UNWATCHED = {"TQDM_LEAVE": "", "TQDM_DELAY": "1"}, {"TQDM_DISABLE": "1"}
+
+
+def run(notebook, output=None, parameters=None):
+    """Execute `notebook` in its own folder and put the result at `output` (both paths).
+
+    `output` is build/<the notebook's name> by default, and may be `notebook` itself. While it
+    runs, and after a failure, the cells so far are in `<output>.partial.ipynb`; `output` is
+    replaced only when every cell has succeeded. Relative folders among the parameters are the
+    caller's. Prints a line at the start and one at the end; progress bars go to stderr.
+
+    Raises VDPError for a notebook that cannot be read, an output that cannot be written, a
+    parameter that is not there or cannot be right (papermill would only warn, or find out late),
+    and when a cell fails.
+    """
+    began, notebook = time.monotonic(), Path(notebook)
+    output = Path(output or Path("build") / notebook.name)
+    source = read(notebook)
+    parameters = _checked(notebook, source, parameters or {})
+    partial = _partial(output)
+    print(f"{notebook.stem}: started", flush=True)
+    try:
+        try:
+            executed = _execute(source, partial, notebook, parameters)
+        except RuntimeError:  # a kernel that did not start, or died; what it measured is stored
+            executed = _execute(source, partial, notebook, parameters)
+        nbformat.write(without_run_details(executed), partial)
+        os.replace(partial, output)
+    except PapermillExecutionError as error:
+        if error.ename == VDPError.__name__:
+            raise VDPError(f"{notebook}: {error.evalue}") from error
+        print(error, file=sys.stderr)
+        raise VDPError(f"{notebook} failed in the cell shown above; see {partial}") from error
+    except (RuntimeError, OSError) as error:
+        raise VDPError(f"{notebook} could not be run to its end ({error}): check that memory and "
+                       "disk suffice") from error
+    minutes = (time.monotonic() - began) / 60
+    print(f"{notebook.stem}: done in {minutes:.1f} minutes, see {output}", flush=True)
+
+
+def _execute(source, partial, notebook, parameters):
+    """The executed notebook; its cells so far are in `partial` all the time.
+
+    Kernels talk over IPC sockets, since TCP ports picked at the same time collide now and then.
+    """
+    start = START.format(WATCHED if sys.stderr.isatty() else UNWATCHED)
+    with tempfile.TemporaryDirectory(prefix="vdp-", dir=_folder_of_sockets()) as sockets:
+        kernel = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
+        return papermill.execute_notebook(
+            source,
+            partial.resolve(),
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,  # of cells, nearly all of whose time is in one
+            cwd=notebook.resolve().parent,
+            start_timeout=180,
+            iopub_timeout=60,  # nbclient's 4 s is too short on a loaded machine
+            stderr_file=sys.stderr,
+            record_timing=False,
+            extra_arguments=[f"--IPKernelApp.exec_lines={start}"],
+            config=Config(KernelManager=kernel),
+        )
+
+
+def read(notebook):
+    """The notebook in a file. VDPError for a file that is missing or holds something else."""
+    if not notebook.is_file():
+        raise VDPError(f"there is no notebook {notebook}: check its path")
+    text = None
+    try:
+        text = notebook.read_text(encoding="utf-8-sig")  # some editors write a byte-order mark
+        found = nbformat.reads(text, as_version=4)
+        nbformat.validate(found)
+    except Exception as error:  # nbformat fails in many ways
+        reason = ("it is empty" if text is not None and not text.strip() else
+                  "it holds a merge's conflict markers" if "\n<<<<<<< " in f"\n{text}" else
+                  f"nbformat says: {str(error).splitlines()[0]:.80}")
+        raise VDPError(f"{notebook} is not a notebook ({reason}): restore it, for example with "
+                       f"git checkout {notebook}") from error
+    return found
+
+
+def without_run_details(notebook):
+    """The notebook less what differs from run to run: papermill's paths and times, progress bars.
+
+    The same outputs then give the same file, so running a committed notebook again changes
+    nothing. Progress bars go to stderr, which `run` shows while it runs.
+    """
+    notebook.metadata.pop("papermill", None)
+    for cell in notebook.cells:
+        cell.metadata.pop("papermill", None)
+        if not cell.metadata.get("tags", True):  # papermill gives every cell an empty list
+            del cell.metadata["tags"]
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    return notebook
+
+
+def _checked(notebook, source, parameters):
+    """The parameters with texts read as papermill reads them, and folders made absolute."""
+    known = papermill.inspect_notebook(source)
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise VDPError(
+            f"{notebook} has no parameter {', '.join(unknown)}: "
+            f"it takes {', '.join(known) or 'none (no cell is tagged parameters)'}"
+        )
+    given = {name: _value(name, value) for name, value in parameters.items()}
+    for name in given.keys() & {*FOLDERS, "MODEL"}:
+        if given[name] and (name in FOLDERS or os.path.isdir(given[name])):
+            given[name] = os.path.abspath(given[name])
+    names = {name: ast.literal_eval(known[name]["default"]) for name in NAMES if name in known}
+    names |= {name: given[name] for name in NAMES if name in given}
+    check_names(folder=notebook.parent, **{name.lower(): value for name, value in names.items()})
+    return given
+
+
+def _value(name, value):
+    """What papermill's -p makes of a text; but a folder or a model may be called 2026."""
+    read = _resolve_type(value) if isinstance(value, str) else value
+    return value if name in FOLDERS + NAMES and read is not None else read
+
+
+def _partial(output):
+    """Where the cells so far are kept, tried out before any of them runs."""
+    if output.is_dir() or output.suffix != ".ipynb":
+        raise VDPError(f"{output} is not a name for a notebook: give a file ending in .ipynb")
+    partial = output.with_suffix(".partial.ipynb")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial.open("a").close()
+    except OSError as error:
+        raise VDPError(f"{output} cannot be written ({error}): give another output") from error
+    return partial
+
+
+def _folder_of_sockets():
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= LONGEST else "/tmp"
