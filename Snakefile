@@ -1,9 +1,16 @@
 # The one list of what runs. `make study` calls it; on a cluster:
 #     snakemake --executor slurm --jobs 4 --cores 8 --config profile=full
+import os
+import shlex
 import sys
 from glob import glob
 
-from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
+
+from vdp_utils import paths
+from vdp_utils.commands.inputs import files_of
+from vdp_utils.errors import VDPError
+from vdp_utils.lvlm.names import check_names
 
 NOTEBOOKS = [
     "00_the_embedded_lvlm",
@@ -20,49 +27,57 @@ NOTEBOOKS = [
 
 workdir: workflow.basedir
 
-PROFILE = config.get("profile", "quick")
-if PROFILE not in ("full", "quick", "smoke"):
-    raise WorkflowError(f"profile={PROFILE}: choose full, quick or smoke")
+# With --quiet, as make calls it, one reads what `vdp run` says of each notebook, and of its errors.
+if workflow.output_settings.quiet and not workflow.output_settings.dryrun:
+    logger.setLevel("WARNING")
+    for handler in logger.handlers:
+        handler.addFilter(lambda record: "non-zero exit status 1." not in record.getMessage())
 
-PYTHON = sys.executable
-CODE = sorted(glob("vdp_utils/**/*.py", recursive=True))
-WEIGHTS = sorted(glob("data/models/*/*"))
-SUFFIX = "done" if PROFILE == "full" else "ipynb"
+PROFILE = config.get("profile", "quick")
+MODEL = str(config.get("model", paths.MODEL))
+try:
+    paths.results(PROFILE)  # knows the profiles
+    check_names(MODEL)
+except VDPError as error:
+    sys.exit(f"error: {error}")
+
+FOLDER, OPTIONS = f"build/{PROFILE}", f"-p PROFILE {PROFILE}"
+if MODEL != paths.MODEL:
+    FOLDER += f"/{paths.slug(MODEL)}"
+    OPTIONS += f" -p MODEL {shlex.quote(MODEL)}"
+
+# The committed notebooks are executed in place, with the parameters' defaults, so that no injected
+# cell is committed. A stamp stands for "ran here", since a rule's output cannot be its own input.
+IN_PLACE = PROFILE == "full" and MODEL == paths.MODEL
+OUTPUT = f"{FOLDER}/{{name}}.{'done' if IN_PLACE else 'ipynb'}"
+RUN = shlex.join([sys.executable, "-m", "vdp_utils.commands", "run"])
+
+
+def code(wildcards):
+    """Only what this notebook imports, so that a figure's new colours rerun one and not ten."""
+    return [os.path.relpath(path) for path in files_of(f"notebooks/{wildcards.name}.ipynb")]
+
+
+def data(wildcards):
+    """The weights of the one model, and the benchmark's tables where they are read."""
+    weights = MODEL.replace("embedded-", "data/models/") if MODEL.startswith("embedded-") else MODEL
+    tables = "data/bench/*.csv" if "vdp_utils/commands/bench.py" in code(wildcards) else ""
+    return sorted(glob(f"{weights}/*") + glob(tables))
 
 
 rule study:
     input:
-        expand("build/{profile}/{name}.{suffix}", profile=PROFILE, name=NOTEBOOKS, suffix=SUFFIX),
+        expand(OUTPUT, name=NOTEBOOKS),
 
 
 # A notebook takes every core it is given: side by side they would slow down and spoil the timings.
-# One retry, for a kernel that did not start; rows measured before a failure are not measured again.
-if PROFILE == "full":
-
-    # Executed in place, with the parameters' defaults, so that no injected cell is committed.
-    # The stamp stands for "ran here", since a rule's output cannot be its own input.
-    rule notebook:
-        input:
-            notebook="notebooks/{name}.ipynb",
-            code=CODE,
-            weights=WEIGHTS,
-        output:
-            touch("build/full/{name}.done"),
-        threads: workflow.cores
-        retries: 1
-        shell:
-            "{PYTHON:q} -m vdp_utils.commands.run_notebook {input.notebook} {input.notebook}"
-
-else:
-
-    rule notebook:
-        input:
-            notebook="notebooks/{name}.ipynb",
-            code=CODE,
-            weights=WEIGHTS,
-        output:
-            f"build/{PROFILE}/{{name}}.ipynb",
-        threads: workflow.cores
-        retries: 1
-        shell:
-            "{PYTHON:q} -m vdp_utils.commands.run_notebook {input.notebook} {output} -p PROFILE {PROFILE}"
+rule notebook:
+    input:
+        notebook="notebooks/{name}.ipynb",
+        code=code,
+        data=data,
+    output:
+        touch(OUTPUT) if IN_PLACE else OUTPUT,
+    threads: workflow.cores
+    shell:
+        RUN + " {input.notebook} " + ("{input.notebook}" if IN_PLACE else "{output} " + OPTIONS)

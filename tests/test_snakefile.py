@@ -1,0 +1,196 @@
+"""What `make study` runs: which notebooks, when again, and what it prints meanwhile."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import nbformat
+import pytest
+
+from vdp_utils.commands.inputs import PACKAGE, files_of
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
+                   if not path.name.endswith(".partial.ipynb"))
+NAMES = ast.literal_eval(re.search(r"NOTEBOOKS = (\[.*?\])", (ROOT / "Snakefile").read_text(),
+                                   re.S).group(1))
+STAND_IN = """
+import pathlib, sys
+with open("calls", "a") as calls:
+    print(*sys.argv[1:], file=calls)
+if pathlib.Path("fail").exists():
+    sys.exit("error: boom")
+pathlib.Path(sys.argv[3]).write_text("executed")
+"""
+
+
+def snakemake(folder, *arguments, **config):
+    """The exit code and the output of Snakemake with the Makefile's options, but for --quiet."""
+    makefile = (ROOT / "Makefile").read_text().replace("\\\n", " ")
+    options = re.search(r"^SNAKEMAKE = .* --cores \S+ (.*) --quiet", makefile, re.M).group(1)
+    settings = [f"{name}={value}" for name, value in config.items()]
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "1", *options.split(),
+         *(["--config", *settings] if settings else []), *arguments],
+        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return done.returncode, done.stdout
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The study with a stand-in for `vdp`, weights and tables."""
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks",
+                    ignore=shutil.ignore_patterns("*.partial.ipynb", ".ipynb_checkpoints"))
+    shutil.copytree(ROOT / "vdp_utils", tmp_path / "vdp_utils",
+                    ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "vdp_utils/commands/__main__.py").write_text(STAND_IN)
+    for path in ("data/models/s/weights", "data/models/m/weights", "data/bench/peers.csv"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    return tmp_path
+
+
+def calls(folder):
+    return sorted((folder / "calls").read_text().splitlines())
+
+
+def due(folder, **config):
+    """The names of the notebooks that would run."""
+    code, output = snakemake(folder, "--dry-run", **config)
+    assert code == 0, output
+    return re.findall(r"^    output: build/\S*/(\w+)\.", output, re.M)
+
+
+def change(folder, *paths):
+    for path in paths:
+        with open(folder / path, "a") as file:
+            file.write("\n")
+
+
+def of(*numbers):
+    return [name for name in NAMES if name[:2] in numbers]
+
+
+# ---- what runs
+
+
+def test_the_snakefile_lists_every_notebook():
+    assert NAMES == [path.stem for path in NOTEBOOKS]
+
+
+def test_quick_goes_to_build_once_and_again_what_its_inputs_concern(study):
+    code, output = snakemake(study)
+    assert code == 0, output
+    assert calls(study) == [f"run notebooks/{n}.ipynb build/quick/{n}.ipynb -p PROFILE quick"
+                            for n in NAMES]
+    change(study, "vdp_utils/commands/run.py", "data/models/m/weights")
+    assert due(study) == []
+    change(study, "vdp_utils/figures/ranking.py", f"notebooks/{NAMES[1]}.ipynb")
+    assert sorted(due(study)) == of("01", "07", "09")
+    change(study, "data/models/s/weights")
+    assert sorted(due(study)) == NAMES
+
+
+def test_full_is_executed_in_place_with_the_default_parameters(study):
+    code, output = snakemake(study, profile="full")
+    assert code == 0, output
+    assert calls(study) == [f"run notebooks/{n}.ipynb notebooks/{n}.ipynb" for n in NAMES]
+    assert due(study, profile="full") == []
+
+
+def test_another_model_has_a_folder_and_weights_of_its_own(study):
+    config = dict(profile="full", model="embedded-m")
+    code, output = snakemake(study, **config)
+    assert code == 0, output
+    assert calls(study) == [
+        f"run notebooks/{n}.ipynb build/full/embedded-m/{n}.ipynb "
+        "-p PROFILE full -p MODEL embedded-m" for n in NAMES]
+    change(study, "data/models/s/weights")
+    assert due(study, **config) == []
+    change(study, "data/models/m/weights", "data/bench/peers.csv")
+    assert sorted(due(study, **config)) == NAMES
+
+
+# ---- what is printed
+
+
+def test_with_quiet_only_the_notebooks_speak(study):
+    """As make calls it: here, where the stand-in says nothing, nothing at all."""
+    first, second = (f"build/smoke/{name}.ipynb" for name in NAMES[:2])
+    quiet = ("--quiet", "--", first)
+    assert snakemake(study, *quiet, profile="smoke") == (0, "")
+    (study / "fail").touch()
+    code, output = snakemake(study, "--quiet", "--", second, profile="smoke")
+    lines = output.splitlines()
+    assert code != 0 and lines.count("error: boom") == 1 and "CalledProcessError" not in output
+    assert len(lines) < 6 and len(calls(study)) == 2 and not (study / second).exists()
+
+
+@pytest.mark.parametrize("config, said", [
+    (dict(profile="fast"), "unknown profile 'fast': choose one of full, quick, smoke"),
+    (dict(model="embedded-x"), "unknown size 'embedded-x'")])
+def test_what_cannot_be_right_is_one_sentence_before_any_notebook(study, config, said):
+    code, output = snakemake(study, "--quiet", **config)
+    assert code == 1 and output.startswith(f"error: {said}") and output.count("\n") == 1
+    assert not (study / "calls").exists()
+
+
+# ---- inputs, from imports
+
+
+def used(notebook):
+    return {str(path.relative_to(PACKAGE)) for path in files_of(notebook)}
+
+
+def notebook_of(path, code):
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)]), path)
+    return path
+
+
+def test_a_package_that_passes_names_on_is_looked_through(tmp_path):
+    path = tmp_path / "a.ipynb"
+    drawing = {"figures/__init__.py", "figures/style.py", "figures/vdp.mplstyle"}
+    found = used(notebook_of(path, "from vdp_utils import figures\nfigures.strategies()"))
+    assert found == drawing | {"figures/ranking.py"}
+    found = used(notebook_of(path, "from vdp_utils.figures import decline as draw, save\ndraw()"))
+    assert found == drawing - {"figures/__init__.py"} | {"figures/decline.py"}
+    found = used(notebook_of(path, "import vdp_utils.errors\nfrom vdp_utils import stats"))
+    assert found == {"errors.py", "stats.py"}
+    found = used(notebook_of(path, "from vdp_utils.findings import NEAR"))
+    assert found == {"findings/__init__.py", "stats.py", "errors.py"}
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"cells": [{"cell_type": "code"}]}',
+                                  '{"cells": [{"cell_type": "code", "source": "%time 1"}]}'])
+def test_what_is_not_plain_python_depends_on_everything(tmp_path, text):
+    (tmp_path / "a.ipynb").write_text(text)
+    assert set(PACKAGE.rglob("*.py")) <= set(files_of(tmp_path / "a.ipynb"))
+
+
+def test_all_that_measure_depend_on_the_tool_and_one_on_the_benchmark():
+    modules = {path.stem: used(path) for path in NOTEBOOKS}
+    assert all("attention/tokens.py" in found for found in modules.values())
+    assert [name for name in NAMES if "commands/bench.py" in modules[name]] == of("09")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_s_inputs_are_what_can_be_reached_by_imports(path):
+    """Held to another reader of imports. It follows what a package passes on: that may be more."""
+    graph = grimp.build_graph("vdp_utils", cache_dir=None)
+    files = {module: PACKAGE.parent.joinpath(*module.split(".")) for module in graph.modules}
+    files = {module: path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+             for module, path in files.items()}
+    found = set(files_of(path))
+    own = {module for module, file in files.items() if file in found}
+    assert len(own) > 10 and {files[module] for module in own} == {
+        file for file in found if file.suffix == ".py"}
+    theirs = own.union(*(graph.find_upstream_modules(module) for module in own))
+    for module in theirs - own:  # only through a package's __init__
+        passing = {one for one in graph.find_modules_that_directly_import(module) if one in own}
+        assert all(files[one].name == "__init__.py" for one in passing), (module, passing)
+
