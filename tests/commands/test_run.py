@@ -19,10 +19,10 @@ print(PROFILE, N, os.path.basename(os.getcwd()), '"transport": "ipc"' in get_con
 print("progress", file=sys.stderr)
 """
 BARS = """
-import os
-from tqdm.auto import tqdm, trange
+import vdp_utils
+from tqdm.auto import trange
 for _ in trange(3, delay=0): pass
-print(tqdm.__mro__[1].__module__, os.environ.get("TQDM_DISABLE"), "sys" in globals())
+print(sorted(name for name in globals() if name in ("os", "sys", "tqdm")))
 """
 
 
@@ -128,13 +128,25 @@ def test_a_kernel_that_dies_is_tried_once_more(tmp_path):
 
 def test_progress_bars_are_text_and_none_where_nobody_watches(tmp_path, capfd, monkeypatch):
     monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    monkeypatch.setenv("JPY_SESSION_NAME", "run from a notebook")
     notebook, output = write_notebook(tmp_path / "a.ipynb", BARS), tmp_path / "b.ipynb"
     run(notebook, output)
-    assert printed(output) == "tqdm.std 1 False\n" and capfd.readouterr().err == ""
+    assert printed(output) == "[]\n" and capfd.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(notebook, output)
-    assert printed(output) == "tqdm.std None False\n" and "| 0/3" in capfd.readouterr().err
+    assert printed(output) == "[]\n" and "| 0/3" in capfd.readouterr().err
     assert "widget" not in output.read_text()
+
+
+def test_progress_bars_are_widgets_in_jupyter_only(tmp_path, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
+    notebook, output = write_notebook(tmp_path / "a.ipynb", BARS), tmp_path / "b.ipynb"
+    for session, found in ((None, False), ("notebooks/a.ipynb", True)):
+        if session:
+            monkeypatch.setenv("JPY_SESSION_NAME", session)
+        papermill.execute_notebook(notebook, output, progress_bar=False)
+        assert ("widget-view" in output.read_text()) == found
+        assert "Warning" not in output.read_text()
 
 
 @pytest.mark.parametrize("length", [70, 130])

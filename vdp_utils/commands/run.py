@@ -19,9 +19,9 @@ from vdp_utils.lvlm.names import check_names
 FOLDERS = ("RESULTS", "FIGURES")  # parameters that name folders
 NAMES = ("MODEL", "DEVICE", "DTYPE")  # parameters that `check_names` knows
 LONGEST = 70  # bytes of a folder for sockets, whose paths may be 104 to 108 long
-# The kernel's first line: tqdm draws text, which the terminal shows as it comes, not widgets, which
-# would only be stored; a bar that ends leaves no line; where nobody watches there are no bars.
-START = "import os, sys; sys.modules['tqdm.notebook'] = None; os.environ.update({}); del os, sys"
+# The kernel's first line: it is not Jupyter's own, even if this process is. Progress bars that end
+# leave no line in the terminal, and there are none where nobody watches.
+START = "import os; os.environ.pop('JPY_SESSION_NAME', None); os.environ.update({}); del os"
 WATCHED, UNWATCHED = {"TQDM_LEAVE": "", "TQDM_DELAY": "1"}, {"TQDM_DISABLE": "1"}
 
 
