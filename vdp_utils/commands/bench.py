@@ -16,6 +16,7 @@ from statistics import median
 
 import pandas as pd
 import torch
+from jinja2 import Template
 from tqdm import tqdm
 from transformers import DynamicCache
 
@@ -255,63 +256,7 @@ def draw(tables: dict[str, pd.DataFrame], folder: Path) -> None:
         figures.save(figures.bench_pruning(pruned), folder, "bench_pruning")
 
 
-OPENING = """# What recording and pruning cost
-
-Written by `make bench` from the tables beside it, so not to be edited. Times are medians of repeats
-in which all settings take turns, after a warm-up, one prompt at a time. Only ratios within one run
-carry over to another machine. An empty cell was not measured. Measured on:
-"""
-RECORDING = """## Recording every layer of embedded S
-
-Time of one prefill: in seconds with plain SDPA, else relative to it in the same round. In brackets
-what a prefill adds to the peak memory. *All queries*, *question*: the attention that every token
-receives from these is recorded. *Eager, all maps*: transformers' own way to attention maps.
-"""
-RECORDING_NOTES = """*All queries* costs the more, the larger attention's part of the work. Its
-products and softmax are torch's own, together 1.1 times SDPA's one kernel at 4096 tokens. Its
-blocks of eight megabytes live in the last level of cache, which other work may share. On the
-machine of the committed tables, blocks of 2 to 16 megabytes, of 32 to 256 queries, or one in each
-thread were no faster; blocks of two or three heads saved some 5 % of attention's time up to 2048
-tokens and lost more at 4096. Two other runs there gave, from the shortest length to the longest,
-1.13, 1.16, 1.18, 1.03 (idle machine) and 1.11, 1.21, 1.25, 1.36 (busy machine).
-"""
-PRUNING = """## What pruning costs and saves
-
-Relative to no pruning in the same run, by the paper's rule. The wide model has random weights, 16
-layers of hidden size 1024, and is scored at layer 2, counted from 0; *a layer earlier* is layer 1.
-
-- way: `inflight` drops tokens after the scoring layer, in the same pass; `rerun` scores, then runs
-  the shortened prompt from the start; `kv` runs the whole prompt, then drops from the cache.
-- first token: time to the first token, which is that of the whole prompt, image included.
-- its bound: the same layers timed alone, at the lengths they see. What `inflight` could reach.
-- operations: the multiply-adds of the prompt that are left.
-- each further token: time per output token.
-- peak memory: what the prompt adds to the peak. cache: bytes of keys and values.
-- pays from: number of generated tokens from which it is faster than no pruning.
-"""
-SHARING = """## Six questions about one context
-
-Seconds of one prefill, of six questions *alone*, each with its own prefill, and of six that have
-*shared* one cached prefix.
-"""
-PEERS = """## Beside kvpress
-
-`make peers` runs kvpress on the wide model, in an environment of its own; `make bench` then adds
-its tables here. First the scores of its presses against ours, token by token, on the same tensors.
-The difference is relative to the largest score. ExpectedAttention's own query statistics average
-over the rotations of the next 512 positions, ours are the prompt's.
-"""
-PEERS_TIMES = """Times, relative to no pruning in the same run. ObservedAttention needs eager maps.
-"""
-MISSING = """Why the rules of published packages stand in `strategies.py` instead:
-
-- kvpress needs transformers below 5.3. It prunes the cache only, layer by layer after attention, so
-  the prompt costs what it did; it does not tell image from text, so nothing keeps the image.
-- LLMLingua compresses strings with a language model of its own, before any image is there. Here
-  `perplexity` and `contrastive_perplexity` apply its rules with the LVLM's own likelihoods.
-- FastV is a patched transformers and prunes image tokens. Here `fastv_visual` does, and
-  `last_token` applies its rule to the text.
-"""
+PAGE = Path(__file__).with_name("bench.md.j2")  # the words around the tables
 
 
 def costs(tables: dict[str, pd.DataFrame], rate: float = 0.75) -> str:
@@ -340,23 +285,12 @@ def report(tables: dict[str, pd.DataFrame], pictures: str = "../../figures") -> 
 
     `pictures` is where the figures lie, as seen from that folder.
     """
-    parts = [OPENING, _measured_on(tables)]
-    if "recording_embedded-s" in tables:
-        parts += [RECORDING, _recording(tables["recording_embedded-s"]),
-                  f"![Time and memory of recording]({pictures}/bench_recording.png)\n",
-                  RECORDING_NOTES]
-    if any(name in tables for name in (MODELS | EARLY).values()):
-        parts += [PRUNING, costs(tables)]
-    if any(name in tables for name in MODELS.values()):
-        parts.append(f"![Time to first token, per token, and by rate]({pictures}/"
-                     "bench_pruning.png)\n")
-    if "sharing_embedded-s" in tables:
-        parts += [SHARING, _sharing(tables["sharing_embedded-s"])]
-    if "peers_scores" in tables:
-        parts += [PEERS, _scores(tables["peers_scores"])]
-    if "peers_times" in tables:
-        parts += [PEERS_TIMES, _beside_peers(tables["peers_times"]), MISSING]
-    return "\n".join(parts)
+    made = {"recording": ("recording_embedded-s", _recording), "scores": ("peers_scores", _scores),
+            "sharing": ("sharing_embedded-s", _sharing), "peers": ("peers_times", _beside_peers)}
+    shown = {part: make(tables[name]) for part, (name, make) in made.items() if name in tables}
+    return Template(PAGE.read_text()).render(
+        shown, measured_on=_measured_on(tables), costs=costs(tables), pictures=pictures,
+        pruned=not tables.keys().isdisjoint(MODELS.values()))
 
 
 def write(tables: dict[str, pd.DataFrame], folder: Path, pictures: Path) -> str:
