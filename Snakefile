@@ -79,5 +79,6 @@ rule notebook:
     output:
         touch(OUTPUT) if IN_PLACE else OUTPUT,
     threads: workflow.cores
+    priority: lambda wildcards: len(NOTEBOOKS) - NOTEBOOKS.index(wildcards.name)  # in order
     shell:
         RUN + " {input.notebook} " + ("{input.notebook}" if IN_PLACE else "{output} " + OPTIONS)

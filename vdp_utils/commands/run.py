@@ -94,7 +94,6 @@ def read(notebook):
     try:
         text = notebook.read_text(encoding="utf-8-sig")  # some editors write a byte-order mark
         found = nbformat.reads(text, as_version=4)
-        nbformat.validate(found)
     except Exception as error:  # nbformat fails in many ways
         reason = ("it is empty" if text is not None and not text.strip() else
                   "it holds a merge's conflict markers" if "\n<<<<<<< " in f"\n{text}" else
