@@ -1,6 +1,9 @@
 """The notebooks: their form, their stored outputs, and that they still say the same."""
 
 import ast
+import functools
+import inspect
+import itertools
 import json
 import os
 import re
@@ -17,9 +20,10 @@ import papermill
 import pandas as pd
 import pytest
 from PIL import Image
+from replay import code, play, shown, tags
 
-from vdp_utils import paths
-from vdp_utils.commands import redraw
+from vdp_utils import paths, stats
+from vdp_utils.commands import bench, redraw
 from vdp_utils.commands.run import run as run_notebook
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import PRESENCE, concentration, cost, ranking, recovery
@@ -40,12 +44,16 @@ every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 measuring = pytest.mark.parametrize("path", MEASURING, ids=lambda path: path.stem)
 
 
-def code(path):
-    return [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+def files_of(names):
+    """The files of the figures of these names."""
+    assert names
+    return {f"{name}.{kind}" for name in names for kind in ("png", "pdf")}
 
 
-def tags(cell):
-    return cell.metadata.get("tags", [])
+def saved(path):
+    """The files of the figures that a notebook saves."""
+    return files_of(re.findall(r'figures\.save\(\w+, \w+, "(\w+)"\)',
+                               "".join(cell.source for cell in code(path))))
 
 
 def table(path):
@@ -145,40 +153,10 @@ def study(folder):
     return folder
 
 
-def nbval(folder, *options):
-    """Exit code and output of nbval, strict, on notebooks of a copy."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "--nbval",
-         "--nbval-current-env", "--nbval-cell-timeout=600", *options],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "TQDM_DISABLE": "1"},
-        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    return done.returncode, done.stdout
-
-
 def rows_of(folder):
     """{path: bytes} of what was measured and judged."""
-    root = folder / "data/results"
-    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*")
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*")
             if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def replayed(tmp_path_factory):
-    folder = study(tmp_path_factory.mktemp("study"))
-    return folder, *nbval(folder, "notebooks")
-
-
-def test_nbval_finds_the_stored_outputs_again(replayed):
-    _, exit_code, output = replayed
-    assert exit_code == 0, output[-5000:]
-    cells = [cell for path in PATHS for cell in code(path)]
-    assert f"{len(cells)} passed" in output and "skipped" not in output and "xfail" not in output
-    compared = [cell for cell in cells if "nbval-ignore-output" not in tags(cell) and cell.outputs]
-    assert len(compared) >= 3 * len(PATHS)
-
-
-def test_nothing_was_measured_again(replayed):
-    assert rows_of(replayed[0]) == rows_of(ROOT)
 
 
 def same_pictures(made, kept):
@@ -190,15 +168,66 @@ def same_pictures(made, kept):
         assert one.shape == other.shape and np.abs(one - other).mean() < 0.5, name
 
 
-def test_the_committed_figures_come_from_the_committed_rows(replayed):
-    made, kept = replayed[0] / "figures", ROOT / "figures"
-    names = {path.name for path in kept.glob("*.*") if not path.name.startswith("bench_")}
-    assert {path.name for path in made.iterdir()} == names
-    same_pictures(made, kept)
+@every
+def test_nbval_finds_the_stored_outputs_again_and_nothing_is_measured(path, tmp_path):
+    """Strictly, in a kernel; the figures come from the committed rows too."""
+    folder = study(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "--nbval",
+         "--nbval-current-env", "--nbval-cell-timeout=600", f"notebooks/{path.name}"],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "TQDM_DISABLE": "1"},
+        text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout[-5000:]
+    cells = code(path)
+    assert f"{len(cells)} passed" in done.stdout
+    assert "skipped" not in done.stdout and "xfail" not in done.stdout
+    assert sum(compared(cell) and bool(cell.outputs) for cell in cells) >= 3
+    assert rows_of(folder / "data/results") == rows_of(ROOT / "data/results")
+    assert {made.name for made in (folder / "figures").iterdir()} == saved(path)
+    same_pictures(folder / "figures", ROOT / "figures")
 
 
-def test_figures_are_drawn_again_without_a_model(tmp_path, monkeypatch):
-    """All of them, of every model, by one command, from what is stored, in about a minute."""
+def committed(model=paths.MODEL):
+    """The files of a model's committed figures, but for the benchmark's."""
+    return {path.name for path in paths.figures("full", model=model).glob("fig*.*")}
+
+
+def test_every_committed_figure_is_a_notebook_s_and_is_drawn_again_by_a_part():
+    assert committed() == set().union(*map(saved, PATHS))
+    for model in redraw.models(paths.results("full")):
+        assert committed(model) and committed(model) <= set().union(*map(drawn_by, PARTS))
+
+
+# ---- figures without a notebook
+
+PARTS = (*itertools.chain(*redraw.OF_ROWS), *redraw.OF_TABLES)
+
+
+def drawn_by(part):
+    """The files of the figures that a part of `redraw` draws."""
+    return files_of(re.findall(r'yield "(\w+)"', inspect.getsource(part)))
+
+
+@pytest.mark.parametrize("model, part", [
+    (model, part) for model in redraw.models(paths.results("full")) for part in PARTS
+    if drawn_by(part) & committed(model)], ids=lambda one: getattr(one, "__name__", one))
+def test_figures_are_drawn_again_without_a_model(model, part, tmp_path, monkeypatch):
+    monkeypatch.setattr(load, "load_lvlm", None)
+    monkeypatch.setattr(load, "embedded_folder", None)
+    redraw.draw(paths.results("full"), tmp_path, model, [part])
+    assert {path.name for path in tmp_path.iterdir()} == drawn_by(part) & committed(model)
+    same_pictures(tmp_path, paths.figures("full", model=model))
+
+
+def test_the_benchmark_s_figures_are_drawn_again(tmp_path):
+    bench.draw(bench.tables_of(paths.bench("full")), tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {path.name for path in (ROOT / "figures").glob("bench_*")}
+    same_pictures(tmp_path, ROOT / "figures")
+
+
+@pytest.mark.weekly  # each is drawn by the tests above
+def test_one_command_draws_all_figures_in_about_a_minute(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "load_lvlm", None)
     monkeypatch.setattr(load, "embedded_folder", None)
     started = time.monotonic()
@@ -209,62 +238,112 @@ def test_figures_are_drawn_again_without_a_model(tmp_path, monkeypatch):
     same_pictures(tmp_path, ROOT / "figures")
 
 
-@measuring
-def test_a_changed_number_in_a_stored_table_is_noticed(replayed, path, tmp_path):
+# ---- run in this process, where the same is proven without a kernel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loaded_once():
+    """Notebooks that run in this process share their models."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load, "load_lvlm", functools.cache(load.load_lvlm))
+        yield
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    """Where it does not matter how exact an interval is."""
+    monkeypatch.setattr(stats, "RESAMPLES", 199)
+
+
+def compared(cell):
+    """Whether nbval compares what the cell shows."""
+    return "nbval-ignore-output" not in tags(cell)
+
+
+def change(store, finding):
     """Of three rows a condition: the right answer made wrong, every list of numbers turned."""
-    assert replayed[1] == 0  # else what fails below may be something else
-    folder = study(tmp_path)
-    script = """
-import sys
-from vdp_utils.measuring.store import ResultStore
-store = ResultStore("data/results")
-for one in store.conditions(sys.argv[1]):
-    rows = store.read(sys.argv[1], one)
-    for at in (rows.index[rows["correct"]] if "correct" in rows else rows.index)[:3]:
-        if "correct" in rows:
-            rows.at[at, "correct"] = False
-            rows.at[at, "predicted"] = {"yes": "no", "no": "yes"}[rows.at[at, "predicted"]]
-        for name in {"log_likelihoods", "attention", "after"} & set(rows):
-            rows.at[at, name] = rows.at[at, name][::-1]
-        for name in {"first_token_s"} & set(rows):
-            rows.at[at, name] *= 3
-    store.clear(sys.argv[1], one)
-    store.append(sys.argv[1], one, rows)
-"""
-    environment = {**os.environ, "PYTHONPATH": str(folder)}
-    subprocess.run([sys.executable, "-c", script, table(path)], cwd=folder, env=environment,
-                   check=True)
-    exit_code, output = nbval(folder, "-x", f"notebooks/{path.name}")
-    assert exit_code == 1 and "Cell outputs differ" in output, output[-5000:]
+    for one in store.conditions(finding):
+        rows = store.read(finding, one)
+        for at in (rows.index[rows["correct"]] if "correct" in rows else rows.index)[:3]:
+            if "correct" in rows:
+                rows.at[at, "correct"] = False
+                rows.at[at, "predicted"] = {"yes": "no", "no": "yes"}[rows.at[at, "predicted"]]
+            for name in {"log_likelihoods", "attention", "after"} & set(rows):
+                rows.at[at, name] = rows.at[at, name][::-1]
+            for name in {"first_token_s"} & set(rows):
+                rows.at[at, name] *= 3
+        store.clear(finding, one)
+        store.append(finding, one, rows)
+
+
+def results(folder):
+    """A copy of the committed rows."""
+    return shutil.copytree(ROOT / "data/results", folder)
+
+
+def test_a_notebook_run_in_this_process_shows_what_is_stored(tmp_path):
+    """So that what follows speaks of the outputs that nbval compares."""
+    (path,) = (path for path in PATHS if path.stem.startswith("02"))
+    given = dict(RESULTS=str(results(tmp_path / "rows")), FIGURES=str(tmp_path / "pictures"))
+    for cell, said in play(path, **given):
+        assert said == shown(cell) or not compared(cell), cell.source
+
+
+@measuring
+def test_a_changed_number_in_a_stored_table_is_noticed(path, tmp_path, few_resamples):
+    """Beside a run with the table as it is, which nbval found to show what is stored."""
+    kept, changed = (results(tmp_path / name) for name in ("kept", "changed"))
+    change(ResultStore(changed), table(path))
+    runs = (play(path, RESULTS=str(rows), FIGURES=str(tmp_path / "pictures"))
+            for rows in (kept, changed))
+    assert any(said != other for (cell, said), (_, other) in zip(*runs) if compared(cell))
 
 
 # ---- they run under other parameters
 
 
-@every
-def test_it_runs_in_seconds_into_folders_of_one_s_own(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    kept = {name: (ROOT / name).stat().st_mtime_ns for name in ("data/results", "figures")
-            if (ROOT / name).exists()}
-    given = {"PROFILE": "smoke", "FIGURES": str(tmp_path / "pictures")}
+def smoke(path, folder):
+    """The parameters of a short run into folders of one's own."""
+    given = {"PROFILE": "smoke", "FIGURES": str(folder / "pictures")}
+    return given | ({"RESULTS": str(folder / "rows")} if path in MEASURING else {})
+
+
+def check_smoke(path, folder):
+    """Every figure is saved, few images were asked about, and there is a verdict of the model."""
+    assert {made.name for made in (folder / "pictures").iterdir()} == saved(path)
     if path in MEASURING:
-        given["RESULTS"] = str(tmp_path / "rows")
-    run_notebook(path, tmp_path / "out.ipynb", given)
-    saved = re.findall(r'figures\.save\(\w+, \w+, "(\w+)"\)', "".join(c.source for c in code(path)))
-    assert saved and sorted(p.name for p in (tmp_path / "pictures").iterdir()) == sorted(
-        f"{name}.{kind}" for name in saved for kind in ("png", "pdf"))
-    if path in MEASURING:
-        parts = [pd.read_parquet(part) for part in
-                 (tmp_path / "rows" / table(path)).rglob("part-*.parquet")]
-        rows = pd.concat(parts)
+        rows = pd.concat([pd.read_parquet(part) for part in
+                          (folder / "rows" / table(path)).rglob("part-*.parquet")])
         assert len(rows) and rows["image_id"].nunique() <= 10
-        store = ResultStore(tmp_path / "rows")
+        store = ResultStore(folder / "rows")
         assert {one["model"] for one in store.conditions(table(path))} == {"embedded-s"}
-        verdicts = [json.loads(p.read_text()) for p in (tmp_path / "rows").glob("*_verdict.json")]
+        verdicts = [json.loads(p.read_text()) for p in (folder / "rows").glob("*_verdict.json")]
         assert {verdict["model"] for verdict in verdicts} == {"embedded-s"}
+
+
+@pytest.fixture
+def untouched():
+    """What is committed stays as it is."""
+    kept = {name: (ROOT / name).stat().st_mtime_ns for name in ("data/results", "figures")}
+    yield
+    assert kept == {name: (ROOT / name).stat().st_mtime_ns for name in kept}
+
+
+@every
+def test_it_runs_in_seconds_into_folders_of_one_s_own(path, tmp_path, monkeypatch, untouched,
+                                                      few_resamples):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    assert len(list(play(path, **smoke(path, tmp_path)))) == len(code(path))
+    check_smoke(path, tmp_path)
+
+
+def test_papermill_runs_a_notebook_so_too(tmp_path, monkeypatch, untouched):
+    (path,) = (path for path in PATHS if path.stem.startswith("02"))
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    run_notebook(path, tmp_path / "out.ipynb", smoke(path, tmp_path))
+    check_smoke(path, tmp_path)
     counts = [cell.execution_count for cell in code(tmp_path / "out.ipynb")]
     assert counts == list(range(1, len(counts) + 1))
-    assert kept == {name: (ROOT / name).stat().st_mtime_ns for name in kept}
 
 
 @every
