@@ -39,8 +39,8 @@ peers: env ## the same beside kvpress, in an environment of its own (build/peers
 	build/peers/bin/python $(PIP) --requirement requirements-peers.lock
 	PYTHONPATH=. build/peers/bin/python -m vdp_utils.commands peers --profile $(PROFILE)
 
-test: env ## the test suite
-	TQDM_DISABLE=1 $(BIN)/python -m pytest -q tests
+test: env ## the test suite, by two processes
+	TQDM_DISABLE=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests
 
 weekly: env ## the tests that are too slow for every change
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -q tests -m weekly

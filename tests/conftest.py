@@ -1,6 +1,11 @@
 """Fixtures shared by the tests: small tokenizers and a tiny LVLM, all without a download."""
 
+import os
+
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # a core each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,8 @@ def test_make_targets_run_what_they_say():
     other = recipe("study", "PROFILE=full", "MODEL=owner/name")
     assert "model='owner/name'" in other and f"build/full/{slug('owner/name')};" in other
     assert ".venv/bin/vdp figures" in recipe("figures")
-    assert "TQDM_DISABLE=1 .venv/bin/python -m pytest -q tests" in recipe("test")
+    tests = "TQDM_DISABLE=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal tests"
+    assert tests in recipe("test")
     assert "-m pytest -q tests -m weekly" in recipe("weekly")
     assert ".venv/bin/vdp bench --profile full" in recipe("bench", "PROFILE=full")
     assert "VENV" not in recipe("clean") and ".venv" not in recipe("clean")
