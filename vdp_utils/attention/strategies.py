@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention.tokens import Kind, sentences
 from vdp_utils.errors import VDPError
 
 QUERY_SETS = ("all", "question", "last")
@@ -188,9 +188,9 @@ def random(e: Evidence):
 @strategy("pieces")
 def random_sentences(e: Evidence):
     """Uniform over sentences, from `seed`: whole sentences stay together."""
-    sentences = _sentences(e)
-    values = np.random.default_rng((e.seed, len(e.candidates))).random(max(sentences) + 1)
-    return _by_sentence(e, sentences, values)
+    split = sentences(e.pieces, e.candidates.tolist())
+    values = np.random.default_rng((e.seed, len(e.candidates))).random(len(split))
+    return _by_sentence(e, split, values)
 
 
 @strategy()
@@ -229,21 +229,20 @@ def contrastive_perplexity(e: Evidence):
 def bm25(e: Evidence):
     """Okapi BM25 of each sentence for the question's words, k1 = 1.5, b = 0.75 (Robertson and
     Zaragoza, 2009)."""
-    sentences = _sentences(e)
-    texts = ["" for _ in range(max(sentences) + 1)]
-    for at, number in zip(e.candidates.tolist(), sentences):
-        texts[number] += e.pieces[at]
-    documents = [re.findall(r"\w+", text.lower()) for text in texts]
-    question = "".join(e.pieces[i] for i in (e.kinds == Kind.QUESTION).nonzero()[:, 0].tolist())
+    def words(places):
+        return re.findall(r"\w+", "".join(e.pieces[i] for i in places).lower())
+
+    split = sentences(e.pieces, e.candidates.tolist())
+    documents = [words(sentence) for sentence in split]
     mean_length = max(1.0, np.mean([len(d) for d in documents]))
     scores = np.zeros(len(documents))
-    for word in set(re.findall(r"\w+", question.lower())):
+    for word in set(words((e.kinds == Kind.QUESTION).nonzero()[:, 0].tolist())):
         counts = np.array([d.count(word) for d in documents])
         holding = (counts > 0).sum()
         weight = math.log(1 + (len(documents) - holding + 0.5) / (holding + 0.5))
         lengths = np.array([len(d) for d in documents]) / mean_length
         scores += weight * counts * 2.5 / (counts + 1.5 * (0.25 + 0.75 * lengths))
-    return _by_sentence(e, sentences, scores)
+    return _by_sentence(e, split, scores)
 
 
 @strategy("evidence")
@@ -266,18 +265,8 @@ def text_first(e: Evidence):
     return scores + (e.kinds[e.candidates] == Kind.CONTEXT) * (scores.max() + 1)
 
 
-def _sentences(e: Evidence) -> list[int]:
-    """The sentence number of each candidate; sentences end with . ! ? or a new line."""
-    numbers, number = [], 0
-    for at in e.candidates.tolist():
-        numbers.append(number)
-        number += bool(re.search(r"[.!?\n]\s*$", e.pieces[at]))
-    return numbers
-
-
-def _by_sentence(e: Evidence, sentences: list[int], values) -> torch.Tensor:
+def _by_sentence(e: Evidence, split: list[list[int]], values) -> torch.Tensor:
     """Sentence values spread to tokens; in a tie between sentences the later is kept whole."""
-    place = {number: rank for rank, number in enumerate(np.lexsort((np.arange(len(values)),
-                                                                    values)))}
-    return torch.tensor([place[n] for n in sentences], dtype=torch.float64,
-                        device=e.candidates.device)
+    ranks = np.lexsort((np.arange(len(values)), values)).argsort()
+    return torch.from_numpy(np.repeat(ranks, [len(sentence) for sentence in split])).to(
+        e.candidates.device, torch.float64)

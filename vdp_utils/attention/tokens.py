@@ -1,5 +1,6 @@
 """Which token is image, context, question or template."""
 
+import re
 from enum import IntEnum
 
 import torch
@@ -26,12 +27,21 @@ def image_token_id(config) -> int | None:
 
 def pieces(tokenizer, ids) -> list[str]:
     """The text of each token, with its spaces and line ends."""
-    texts = []
-    for token in tokenizer.convert_ids_to_tokens([int(i) for i in ids]):
-        for written, meant in SPACES.items():
-            token = token.replace(written, meant)
-        texts.append(token)
+    texts = tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+    for written, meant in SPACES.items():
+        texts = [text.replace(written, meant) for text in texts]
     return texts
+
+
+def sentences(texts: list[str], places) -> list[list[int]]:
+    """Some `places` in a prompt sentence by sentence; one ends with . ! ? or a new line."""
+    found, ended = [], True
+    for place in places:
+        if ended:
+            found.append([])
+        found[-1].append(place)
+        ended = re.search(r"[.!?\n]\s*$", texts[place])
+    return found
 
 
 def frame(processor) -> tuple[str, str, str, str]:
@@ -91,7 +101,7 @@ def _by_template(texts: list[str], parts) -> list[int]:
     # Marks are sought without blanks: vocabularies differ in where they write them.
     at = [i for i, letter in enumerate(whole) if not letter.isspace()]
     dense = "".join(whole[i] for i in at)
-    before, to_assistant, to_user, after = ("".join(part.split()) for part in parts)
+    _, to_assistant, to_user, after = ("".join(part.split()) for part in parts)
     end = dense.rfind(after)
     if end < 0:
         raise VDPError("the prompt does not end as the chat template ends: make it with "
@@ -102,11 +112,9 @@ def _by_template(texts: list[str], parts) -> list[int]:
     framed = [(0, start), (end, len(dense))]
     last = start
     for mark in {to_assistant, to_user} - {""}:
-        found = dense.find(mark, start, end)
-        while found >= 0:
-            framed.append((found, found + len(mark)))
-            last = max(last, found + len(mark)) if mark == to_user else last
-            found = dense.find(mark, found + len(mark), end)
+        for found in re.compile(re.escape(mark)).finditer(dense, start, end):
+            framed.append(found.span())
+            last = max(last, found.end()) if mark == to_user else last
     stop = at[end] if end < len(at) else len(whole)
     begin = at[last - 1] + 1 if last else 0
     question = begin + whole[begin:stop].rstrip().rfind("\n") + 1

@@ -7,7 +7,7 @@ from transformers.cache_utils import DynamicLayer
 from vdp_utils.attention.pruner import ContextPruner, Kept, droppable, staying
 from vdp_utils.attention.recording import decoder_of, record, visible
 from vdp_utils.attention.strategies import Evidence, find_strategy
-from vdp_utils.attention.tokens import Kind, pieces
+from vdp_utils.attention.tokens import Kind, pieces, sentences
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
@@ -145,10 +145,8 @@ class _Behind:
 
 def bears_on(texts: list[str], nouns) -> np.ndarray:
     """bool (L,): tokens of the sentences that name one of `nouns`; `texts` are the tokens' own."""
-    marked, start = np.zeros(len(texts), dtype=bool), 0
-    for at, text in enumerate(texts):
-        if text.rstrip(" ").endswith((".", "!", "?", "\n")) or at == len(texts) - 1:
-            sentence = "".join(texts[start:at + 1]).lower()
-            marked[start:at + 1] = any(noun in sentence for noun in nouns)
-            start = at + 1
+    marked = np.zeros(len(texts), dtype=bool)
+    for places in sentences(texts, range(len(texts))):
+        sentence = "".join(texts[at] for at in places).lower()
+        marked[places] = any(noun in sentence for noun in nouns)
     return marked
