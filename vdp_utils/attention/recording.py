@@ -8,6 +8,7 @@ output is taken from the same blocks of queries as the sums, so that QK^T is com
 
 import weakref
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch.nn import functional as F
@@ -19,10 +20,11 @@ from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 
 NAME = "vdp_recorded"  # of the attention implementation
+SETS = {"all", "question", "last", "window"}  # of queries
 BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # of probabilities held at once
 BLOCK_ROWS = {"cpu": 256}  # queries at most: longer blocks work out more that causality hides
 _ACTIVE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # attention module -> recorders
-_OPEN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # decoder -> _Opened
+_OPEN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # decoder -> recorders, and before
 
 
 @dataclass
@@ -38,14 +40,6 @@ class LayerRecord:
     mass: torch.Tensor | None = None
     key_norms: torch.Tensor | None = None
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
-
-
-@dataclass
-class _Opened:
-    """How many recorders a decoder has, and its configurations as they were before the first."""
-
-    count: int = 0
-    before: list = field(default_factory=list)
 
 
 def decoder_of(model) -> torch.nn.Module:
@@ -94,7 +88,7 @@ class record:
         self.model, self.sets, self.mass, self.key_norms = model, tuple(received), mass, key_norms
         self.states, self.kinds, self.valid = states, kinds, valid
         self.window, self.decoding = window, decoding
-        unknown = {*self.sets, mass} - {"all", "question", "last", "window", None}
+        unknown = {*self.sets, mass} - {*SETS, None}
         if unknown:
             raise VDPError(f"unknown query set {sorted(unknown)[0]!r}: choose all, question, last "
                            "or window")
@@ -115,13 +109,11 @@ class record:
         self.scratch: dict = {}
 
     def __enter__(self) -> dict[int, LayerRecord]:
-        opened = _OPEN.setdefault(self.decoder, _Opened())
-        if not opened.count:
-            configs = {id(m.config): m.config for m in self.modules}
-            opened.before = [(c, c._attn_implementation_internal) for c in configs.values()]
-            for config in configs.values():
-                config._attn_implementation_internal = NAME
-        opened.count += 1
+        recorders, before = _OPEN.setdefault(self.decoder, ([], {}))
+        for config in [] if recorders else [module.config for module in self.modules]:
+            before.setdefault(id(config), (config, config._attn_implementation_internal))
+            config._attn_implementation_internal = NAME
+        recorders.append(self)
         for module in self.modules:
             _ACTIVE.setdefault(module, []).append(self)
         self._hook = self.model.register_forward_pre_hook(refuse_output_attentions,
@@ -132,11 +124,11 @@ class record:
         self._hook.remove()
         for module in self.modules:
             _ACTIVE[module].remove(self)
-        opened = _OPEN[self.decoder]
-        opened.count -= 1
-        if not opened.count:  # the last one out, in whatever order
-            for config, implementation in opened.before:
-                config._attn_implementation_internal = implementation
+        recorders, before = _OPEN[self.decoder]
+        recorders.remove(self)
+        while before and not recorders:  # the last one out, in whatever order
+            config, implementation = before.popitem()[1]
+            config._attn_implementation_internal = implementation
 
     def known(self, keys: int, count: int, device) -> tuple:
         """Kinds and validity of `keys` tokens of which the last `count` ask; (B, keys) or None.
@@ -164,12 +156,35 @@ class record:
             valid = valid & (kinds == Kind.QUESTION)
         valid = valid[:, keys - count:]
         if name in ("last", "window"):
-            size = 1 if name == "last" else self.window
             from_end = valid.flip(1).cumsum(1).flip(1)
-            valid = valid & (from_end <= size)
+            valid = valid & (from_end <= (1 if name == "last" else self.window))
         wanted = int(valid.sum(1).max())
         order = torch.argsort(valid.int(), dim=1, descending=True, stable=True)[:, :wanted]
         return order, valid.gather(1, order)
+
+    def observe(self, module, query, key, value, mask, scaling) -> torch.Tensor | None:
+        """Record a pass through a layer; its output, where that comes out with the sums."""
+        count, keys, output = query.shape[2], key.shape[2], None
+        kinds, valid = self.known(keys, count, query.device)
+        found = self.recording[self.modules[module]] = LayerRecord()
+        if "all" in self.sets:
+            asking = None if valid is None or bool(valid.all()) else valid[:, keys - count:]
+            output, found.received["all"] = blocked_attention(query, key, value, mask, scaling,
+                                                              asking, self.scratch)
+            output = output.transpose(1, 2).contiguous()
+        for name in {*self.sets, self.mass} - {"all", None}:
+            at, real = self.queries(name, count, keys, kinds, valid, query.device)
+            rows = _rows(query, key, mask, at, scaling)
+            rows = rows.masked_fill(~real[:, None, :, None], 0.0)
+            if name in self.sets:
+                found.received[name] = rows.sum(2)
+            if name == self.mass:
+                found.mass = rows @ F.one_hot(kinds.long(), len(Kind)).float()[:, None]
+        if self.key_norms:
+            found.key_norms = key.float().norm(dim=-1)
+        if self.states:
+            found.states = query, key, value
+        return output
 
 
 def refuse_output_attentions(module, args, kwargs):
@@ -179,21 +194,25 @@ def refuse_output_attentions(module, args, kwargs):
                        "instead, or load the model with attn_implementation='eager'")
 
 
+def take(tensor: torch.Tensor, index: torch.Tensor, dim: int, batch: int = 0) -> torch.Tensor:
+    """Entries `index` (B or 1, n) along `dim`, row by row of the dimension `batch` (B or 1)."""
+    shape = [1] * tensor.dim()
+    shape[batch], shape[dim] = index.shape
+    return torch.take_along_dim(tensor, index.view(shape), dim)
+
+
 def _visible(mask, at: torch.Tensor, count: int, keys: int) -> torch.Tensor:
     """bool (B, 1, Q, keys): which keys the queries `at` (B, Q) see."""
     if mask is None:
         last = at + keys - count
         return (torch.arange(keys, device=at.device) <= last[..., None])[:, None]
-    rows = mask[:, :, :, :keys].expand(max(len(mask), len(at)), 1, -1, -1)
-    index = at.expand(len(rows), -1)[:, None, :, None].expand(-1, 1, -1, keys)
-    return rows.gather(2, index)
+    return take(mask[..., :keys], at, 2)
 
 
 def _rows(query, key, mask, at, scaling) -> torch.Tensor:
     """Attention probabilities float32 (B, heads, Q, keys) of the queries `at` (B, Q)."""
     batch, heads, count, width = query.shape
-    index = at.expand(batch, -1)[:, None, :, None].expand(-1, heads, -1, width)
-    chosen = (query.gather(2, index) * scaling).reshape(batch * key.shape[1], -1, width)
+    chosen = (take(query, at, 2) * scaling).reshape(batch * key.shape[1], -1, width)
     scores = chosen @ key.flatten(0, 1).transpose(1, 2)  # of a group at once: keys are not copied
     scores = scores.view(batch, heads, -1, key.shape[2]).float()
     return scores.masked_fill_(~_visible(mask, at, count, key.shape[2]), -torch.inf).softmax(-1)
@@ -273,45 +292,20 @@ def visible(mask: torch.Tensor) -> torch.Tensor:
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     recorders = [r for r in _ACTIVE.get(module, ())
                  if r.decoding or query.shape[2] > 1 or key.shape[2] == 1]
+    plain = partial(sdpa_attention_forward, module, query, key, value, attention_mask,
+                    dropout=dropout, **kwargs)
     if not recorders:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout,
-                                      scaling=scaling, **kwargs)
+        return plain(scaling=scaling)
     for name in ("softcap", "position_bias", "s_aux"):
         if kwargs.get(name) is not None:
             raise VDPError(f"attention with {name} cannot be recorded")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    count, keys = query.shape[2], key.shape[2]
     mask = None if attention_mask is None else visible(attention_mask)
     if mask is None and not kwargs.get("is_causal", getattr(module, "is_causal", True)):
-        mask = torch.ones(1, 1, count, keys, dtype=torch.bool, device=query.device)
-    output = None
-    for recorder in recorders:
-        kinds, valid = recorder.known(keys, count, query.device)
-        found = LayerRecord()
-        if "all" in recorder.sets:
-            asking = None if valid is None or bool(valid.all()) else valid[:, keys - count:]
-            output, received = blocked_attention(query, key, value, mask, scaling, asking,
-                                                  recorder.scratch)
-            output = output.transpose(1, 2).contiguous()
-        recorder.recording[recorder.modules[module]] = found
-        rows = {}
-        for name in {*recorder.sets, recorder.mass} - {"all", None}:
-            at, real = recorder.queries(name, count, keys, kinds, valid, query.device)
-            seen = _rows(query, key, mask, at, scaling)
-            rows[name] = seen.masked_fill(~real[:, None, :, None], 0.0)
-        for name in recorder.sets:
-            found.received[name] = received if name == "all" else rows[name].sum(2)
-        if recorder.mass:
-            onehot = F.one_hot(kinds.long(), len(Kind)).float()
-            found.mass = rows[recorder.mass] @ onehot[:, None]
-        if recorder.key_norms:
-            found.key_norms = key.float().norm(dim=-1)
-        if recorder.states:
-            found.states = query, key, value
-    if output is None:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask,
-                                           dropout=dropout, scaling=scaling, **kwargs)
-    return output, None
+        mask = torch.ones(1, 1, query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
+    outputs = [r.observe(module, query, key, value, mask, scaling) for r in recorders]
+    outputs = [output for output in outputs if output is not None]
+    return (outputs[-1], None) if outputs else plain(scaling=scaling)
 
 
 AttentionInterface.register(NAME, _attention)
