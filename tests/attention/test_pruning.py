@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from test_recording import (batched, cache_of, difference, eager_maps, left_as_it_was, run, two,
                             unfit)
 
-from vdp_utils.attention.pruner import WAYS, ContextPruner, Kept, droppable
+from vdp_utils.attention.kept import Kept, droppable, staying
+from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.attention.strategies import Evidence
 from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention.ways import WAYS
 from vdp_utils.errors import VDPError
 
 STEPS, LAYER = 10, 1
@@ -758,7 +760,8 @@ def test_exactly_the_lowest_context_tokens_go(batch):
                                 for row in zip(kinds, real)))
     evidence = [Evidence(row, ok, ok.nonzero()[:, 0], received={"all": seen})
                 for row, ok, seen in zip(kinds, real, values)]
-    kept = pruner._select(evidence, candidates, dropped, real)
+    kept = Kept.where(torch.stack([staying(pruner.strategy, *one)
+                                   for one in zip(evidence, candidates, dropped)]))
     width = kept.index.shape[1]
     for row in range(len(kinds)):
         context = [i for i in range(kinds.shape[1]) if kinds[row, i] == Kind.CONTEXT]

@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from test_recording import batched, eager_maps, run, two
 
 from vdp_utils.attention import strategies
-from vdp_utils.attention.pruner import WAYS, ContextPruner
+from vdp_utils.attention.kept import keep, kept_count
+from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import record
-from vdp_utils.attention.strategies import STRATEGIES, Evidence, find_strategy, keep, kept_count
+from vdp_utils.attention.strategies import STRATEGIES, Evidence, find_strategy
 from vdp_utils.attention.tokens import Kind, token_kinds
+from vdp_utils.attention.ways import WAYS
 from vdp_utils.errors import VDPError
 
 LENGTH, HEADS, KV_HEADS, WIDTH = 40, 4, 2, 8
@@ -425,6 +427,31 @@ def test_asked_log_probabilities_are_those_of_the_question_put_first():
         run(model, inputs)
     best = (7 + gain.topk(20).indices).tolist()
     assert set(pruner.kept.index[0].tolist()) == {*range(7), *range(47, 55), *best}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_questions_are_put_first_in_each_row_of_a_batch_with_deep_image_features(side):
+    model, images = build("qwen3_vl")
+    prompts = two("qwen3_vl", images)
+    inputs, kinds, places = batched(prompts, side)
+    with ContextPruner(0.5, "contrastive_perplexity", "kv", kinds=kinds)(model) as pruner:
+        run(model, inputs)
+    rows = zip(prompts, places, pruner.log_probs, pruner.kept.index, pruner.kept.real)
+    for (alone, row_kinds), place, found, index, real in rows:
+        with ContextPruner(0.5, "contrastive_perplexity", "kv", kinds=row_kinds)(model) as one:
+            run(model, alone)
+        assert torch.equal(index[real], place[one.kept.index[0]])
+        for got, wanted in zip(found, one.log_probs[0]):
+            assert torch.allclose(got[place], wanted, atol=1e-5)
+
+
+def test_a_prompt_without_a_question_has_none_to_put_first():
+    model, images = build("llava")
+    inputs, kinds = prompt("llava", images)
+    kinds[kinds == Kind.QUESTION] = int(Kind.TEMPLATE)
+    with pytest.raises(VDPError, match="puts the question first: the prompt has none"):
+        with ContextPruner(0.5, "contrastive_perplexity", "kv", kinds=kinds)(model):
+            run(model, inputs)
 
 
 def test_padding_changes_no_log_probability():

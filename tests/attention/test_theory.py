@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vdp_utils.attention import theory
-from vdp_utils.attention.strategies import STRATEGIES, Evidence, keep, kept_count
+from vdp_utils.attention.kept import keep, kept_count
+from vdp_utils.attention.strategies import STRATEGIES, Evidence
 from vdp_utils.errors import VDPError
 
 examples = settings(derandomize=True, deadline=None, max_examples=300)

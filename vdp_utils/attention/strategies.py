@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from vdp_utils.attention.recording import LayerRecord
 from vdp_utils.attention.tokens import Kind, sentences
 from vdp_utils.errors import VDPError
 
@@ -45,6 +46,12 @@ class Evidence:
     asked_log_probs: torch.Tensor | None = None
     pieces: list[str] | None = None
     evidence: torch.Tensor | None = None  # bool (L,): bears on the question
+
+    def recorded(self, found: LayerRecord, row: int) -> None:
+        """Take in what a layer recorded of a batch's `row`."""
+        self.received = {name: x[row] for name, x in found.received.items()}
+        if found.states is not None:
+            self.queries, self.keys, self.values = (x[row] for x in found.states)
 
     @property
     def order(self) -> torch.Tensor:
@@ -80,21 +87,6 @@ def find_strategy(name: str) -> Strategy:
         near = difflib.get_close_matches(name, STRATEGIES) or sorted(STRATEGIES)
         raise VDPError(f"unknown strategy {name!r}: did you mean {' or '.join(near)}?")
     return STRATEGIES[name]
-
-
-def kept_count(candidates: int, rate: float) -> int:
-    """How many of `candidates` tokens a rate keeps: ceil((1 - rate) n), the same for all."""
-    if not 0 <= rate < 1:
-        raise VDPError(f"rate {rate}: give a share of the context in [0, 1)")
-    return candidates - math.floor(rate * candidates + 1e-9)
-
-
-def keep(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices of the `count` highest scores, ascending; of equal scores the earlier are kept."""
-    if not bool(torch.isfinite(scores).all()):
-        raise VDPError("the importance scores hold NaN or infinity: check the model's attention "
-                       "(a half-precision overflow?) or load it in float32")
-    return torch.argsort(scores, descending=True, stable=True)[:count].sort().values
 
 
 def _at(evidence: Evidence, query_set: str) -> torch.Tensor:

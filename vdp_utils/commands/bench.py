@@ -21,9 +21,10 @@ from tqdm import tqdm
 from transformers import DynamicCache
 
 from vdp_utils import figures, paths
-from vdp_utils.attention.pruner import WAYS, ContextPruner
+from vdp_utils.attention.kept import kept_count
+from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import decoder_of, record
-from vdp_utils.attention.strategies import kept_count
+from vdp_utils.attention.ways import WAYS
 from vdp_utils.errors import VDPError
 from vdp_utils.figures.bench import relative
 from vdp_utils.lvlm import prompts

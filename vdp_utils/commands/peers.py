@@ -14,9 +14,9 @@ import torch
 from tqdm import tqdm
 
 from vdp_utils import paths
-from vdp_utils.attention.recording import decoder_of, record
-from vdp_utils.attention.strategies import STRATEGIES, Evidence
-from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention import STRATEGIES, WAYS, ContextPruner, Kind, record
+from vdp_utils.attention.recording import decoder_of
+from vdp_utils.attention.strategies import Evidence
 from vdp_utils.errors import VDPError
 from vdp_utils.measuring import timing
 
@@ -72,8 +72,7 @@ def scores_table(model, length: int = 512, layer: int = 2) -> pd.DataFrame:
     real = torch.ones(tokens, dtype=torch.bool)
     evidence = Evidence(kinds[0], real, (kinds[0] == Kind.CONTEXT).nonzero()[:, 0], heads="mean",
                         window=WINDOW)
-    evidence.received = {name: x[0] for name, x in found[layer].received.items()}
-    evidence.queries, evidence.keys, evidence.values = (x[0] for x in states)
+    evidence.recorded(found[layer], 0)
     lines = []
 
     def compare(peer, note, press):
@@ -101,8 +100,6 @@ def scores_table(model, length: int = 512, layer: int = 2) -> pd.DataFrame:
 @torch.no_grad()
 def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.DataFrame:
     """Seconds to the first token and per token: no pruning, our ways, and the peers."""
-    from vdp_utils.attention.pruner import WAYS, ContextPruner
-
     inputs, kinds = timing.prompt(model, length)
     around = {"none": contextlib.nullcontext}
     around |= {f"{way}, received": lambda way=way: ContextPruner(rate, way=way, kinds=kinds)(model)

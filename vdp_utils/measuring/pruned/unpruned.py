@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from vdp_utils.attention.pruner import ContextPruner, Kept, droppable, staying
+from vdp_utils.attention.kept import Kept, droppable, staying
+from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import decoder_of, record, visible
 from vdp_utils.attention.strategies import Evidence, find_strategy
 from vdp_utils.attention.tokens import Kind, pieces, sentences
@@ -74,8 +75,7 @@ class Unpruned:
         """What strategies may ask for, but for likelihoods, which cost two passes more."""
         real = torch.ones_like(self.kinds, dtype=torch.bool)
         found = Evidence(self.kinds, real, real.nonzero()[:, 0])
-        found.received = {name: x[0] for name, x in self.found.received.items()}
-        found.queries, found.keys, found.values = (x[0] for x in self.found.states)
+        found.recorded(self.found, 0)
         found.pieces = pieces(self.lvlm.tokenizer, self.whole.input_ids)
         found.evidence = torch.from_numpy(bears_on(found.pieces, self.question.nouns)).to(
             self.kinds.device)
