@@ -66,22 +66,6 @@ def entropy(weights: torch.Tensor) -> torch.Tensor:
     return -torch.special.xlogy(weights, weights).sum(-1)
 
 
-def gini(weights: torch.Tensor) -> torch.Tensor:
-    """Gini index, 0 where all weights are equal, near 1 where one has all."""
-    n = weights.shape[-1]
-    ranks = torch.arange(1, n + 1, dtype=weights.dtype, device=weights.device)
-    ascending = weights.sort(-1).values
-    return (2 * (ranks * ascending).sum(-1) / ascending.sum(-1) - (n + 1)) / n
-
-
-CONCENTRATION = {  # name -> (measure, its sign under concentration)
-    "entropy": (entropy, -1),
-    "largest weight": (lambda weights: weights.amax(-1), 1),
-    "Gini index": (gini, 1),
-    "inverse participation ratio": (lambda weights: (weights**2).sum(-1), 1),
-}
-
-
 def counter_example() -> torch.Tensor:
     """Causal attention (2 heads, 6 queries, 6 keys): the head-maximum rule spreads one head.
 
