@@ -90,8 +90,9 @@ def test_quick_goes_to_build_in_order_and_again_what_its_inputs_concern(study):
                             for n in NAMES]
     change(study, "vdp_utils/commands/run.py", "data/models/m/weights")
     assert due(study) == []
-    change(study, "vdp_utils/figures/ranking.py", f"notebooks/{NAMES[1]}.ipynb")
-    assert sorted(due(study)) == of("01", "07", "09")
+    change(study, "vdp_utils/figures/priors.py", f"notebooks/{NAMES[1]}.ipynb",
+           "data/bench/peers.csv")
+    assert sorted(due(study)) == of("01", "03", "09")
     change(study, "data/models/s/weights")
     assert sorted(due(study)) == NAMES
 
@@ -112,7 +113,7 @@ def test_another_model_has_a_folder_and_weights_of_its_own(study):
         "-p PROFILE full -p MODEL embedded-m" for n in NAMES]
     change(study, "data/models/s/weights")
     assert due(study, **config) == []
-    change(study, "data/models/m/weights", "data/bench/peers.csv")
+    change(study, "data/models/m/weights")
     assert sorted(due(study, **config)) == NAMES
 
 
@@ -172,10 +173,15 @@ def test_what_is_not_plain_python_depends_on_everything(tmp_path, text):
     assert set(PACKAGE.rglob("*.py")) <= set(files_of(tmp_path / "a.ipynb"))
 
 
-def test_all_that_measure_depend_on_the_tool_and_one_on_the_benchmark():
+def test_all_depend_on_the_tool_and_few_on_a_figure_or_the_benchmark():
     modules = {path.stem: used(path) for path in NOTEBOOKS}
-    assert all("attention/tokens.py" in found for found in modules.values())
-    assert [name for name in NAMES if "commands/bench.py" in modules[name]] == of("09")
+
+    def users(module):
+        return [name for name in NAMES if module in modules[name]]
+
+    assert users("attention/tokens.py") == users("figures/style.py") == NAMES
+    assert users("figures/ranking.py") == of("07", "09") and users("figures/decline.py") == of("01")
+    assert users("commands/bench.py") == of("09")
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

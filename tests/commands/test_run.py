@@ -70,7 +70,7 @@ def given(monkeypatch):
 
 
 def test_a_notebook_is_run_in_its_folder_over_ipc_and_kept_free_of_run_details(tmp_path, capfd):
-    notebook, output = tmp_path / "notebooks/a.ipynb", tmp_path / "out/a.ipynb"
+    notebook, output = tmp_path / "notebooks/a.ipynb", tmp_path / "out {N} {b}/a.ipynb"
     write_notebook(notebook, TELL)
     run(notebook, output, {"PROFILE": "quick", "N": [1, 2]})
     assert printed(output) == "quick [1, 2] notebooks True\n"

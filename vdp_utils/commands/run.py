@@ -72,7 +72,7 @@ def _execute(source, partial, notebook, parameters):
         kernel = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
         return papermill.execute_notebook(
             source,
-            partial.resolve(),
+            str(partial.resolve()).replace("{", "{{").replace("}", "}}"),  # it fills in {NAME}
             parameters=parameters,
             kernel_name="python3",
             progress_bar=False,  # of cells, nearly all of whose time is in one
