@@ -308,9 +308,14 @@ def test_no_tensor_of_length_by_length_is_allocated(asked, monkeypatch):
     inputs, kinds = prompt("llava", images, context=1_500)
     length = kinds.shape[1]
     largest = max(weight.numel() for weight in model.parameters())
+    with Largest() as plain:
+        run(model, inputs)
     with record(model, kinds=kinds, **asked), Largest() as seen:
         run(model, inputs)
-    assert largest < seen.entries < length ** 2 / 8
+    limit = length ** 2 / 8
+    if asked == dict(received=["question"]):  # SDPA's own, where an older torch holds maps itself
+        limit = max(limit, plain.entries + 1)
+    assert largest < seen.entries < limit
     with Largest() as seen:
         eager_maps(model, inputs)
     assert seen.entries >= length ** 2
