@@ -415,17 +415,31 @@ def test_a_few_steps_lower_the_loss(learner, batch, tmp_path):
     assert torch.equal(learner.model.lm_head.weight, frozen)
 
 
-@pytest.fixture
-def stand_in(base, monkeypatch, tmp_path):
-    """The recipe and the loader take a small base model, and a folder of this test."""
+def small_base(patch, base, folder):
+    """The recipe and the loader take a small base model, and their models from `folder`."""
     def build(layers):
         return copy.deepcopy(base.model), base.processor
 
-    monkeypatch.setenv("VDP_CACHE", str(tmp_path / "cache"))
+    patch.setenv("VDP_CACHE", str(folder / "cache"))
     for module in (recipe, loading):
-        monkeypatch.setattr(module, "build_embedded", build)
-        monkeypatch.setattr(module, "MODELS", tmp_path / "models")
-    return tmp_path / "models"
+        patch.setattr(module, "build_embedded", build)
+        patch.setattr(module, "MODELS", folder / "models")
+    return folder / "models"
+
+
+@pytest.fixture
+def stand_in(base, monkeypatch, tmp_path):
+    return small_base(monkeypatch, base, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def trained(base, tmp_path_factory):
+    """(models, state): folders in which the recipe has run once, a second or so a stage."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        models = small_base(patch, base, folder)
+        recipe.train("s", 0.04, folder / "state")
+        yield models, folder / "state"
 
 
 def test_what_is_exported_loads_as_the_model_in_memory(learner, base, stand_in):
@@ -445,10 +459,10 @@ def test_what_is_exported_loads_as_the_model_in_memory(learner, base, stand_in):
     assert names == {name for name, _ in base.model.named_parameters()}  # no LoRA left
 
 
-def test_the_whole_recipe_runs_and_runs_again_without_learning(stand_in, tmp_path):
-    """A second or so a stage: every stage is logged, and the result loads."""
-    recipe.train("s", 0.04, tmp_path / "state")
-    log = pd.read_csv(stand_in / "s" / "training_log.csv")
+def test_the_whole_recipe_runs_and_runs_again_without_learning(trained):
+    """Every stage is logged, and the result loads."""
+    models, state = trained
+    log = pd.read_csv(models / "s" / "training_log.csv")
     assert list(dict.fromkeys(log["stage"])) == list(recipe.SHARES)
     metrics = log.groupby("stage")["metric"].agg(set)
     assert metrics["tower"] == {"loss", "object_patch_accuracy"}
@@ -457,11 +471,11 @@ def test_the_whole_recipe_runs_and_runs_again_without_learning(stand_in, tmp_pat
     assert {"image_naming"} <= metrics["naming"] and "blank_presence" not in metrics["naming"]
     assert {"blank_presence", "context_presence", "image_naming"} <= metrics["joint"]
     assert np.isfinite(log["value"]).all()
-    first = embedded_folder(stand_in / "s")
-    written = (stand_in / "s" / "training_log.csv").read_bytes()
-    recipe.train("s", 0.04, tmp_path / "state")
-    assert embedded_folder(stand_in / "s") == first  # the same weights, byte for byte
-    assert (stand_in / "s" / "training_log.csv").read_bytes() == written
+    first = embedded_folder(models / "s")
+    written = (models / "s" / "training_log.csv").read_bytes()
+    recipe.train("s", 0.04, state)
+    assert embedded_folder(models / "s") == first  # the same weights, byte for byte
+    assert (models / "s" / "training_log.csv").read_bytes() == written
 
 
 def test_a_larger_size_grows_from_the_weights_of_a_smaller(learner, base, tmp_path):
@@ -484,10 +498,10 @@ def test_a_larger_size_grows_from_the_weights_of_a_smaller(learner, base, tmp_pa
         load_export(grown, tmp_path)
 
 
-def test_growing_runs_the_last_stage_only_and_keeps_the_log(stand_in, tmp_path):
-    recipe.train("s", 0.04, tmp_path / "state")
-    recipe.train("m", 0.04, tmp_path / "state", start_from="s")
-    smaller, larger = (pd.read_csv(stand_in / size / "training_log.csv") for size in "sm")
+def test_growing_runs_the_last_stage_only_and_keeps_the_log(trained):
+    models, state = trained
+    recipe.train("m", 0.04, state, start_from="s")
+    smaller, larger = (pd.read_csv(models / size / "training_log.csv") for size in "sm")
     assert larger.iloc[:len(smaller)].equals(smaller)
     assert set(larger["stage"][len(smaller):]) == {"further"}
-    assert embedded_folder(stand_in / "m") != embedded_folder(stand_in / "s")
+    assert embedded_folder(models / "m") != embedded_folder(models / "s")
