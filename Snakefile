@@ -41,6 +41,9 @@ try:
 except VDPError as error:
     sys.exit(f"error: {error}")
 
+if not MODEL.startswith("embedded-"):
+    NOTEBOOKS = NOTEBOOKS[1:]  # the first one is about the embedded LVLM
+
 FOLDER, OPTIONS = f"build/{PROFILE}", f"-p PROFILE {PROFILE}"
 if MODEL != paths.MODEL:
     FOLDER += f"/{paths.slug(MODEL)}"

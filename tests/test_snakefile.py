@@ -117,6 +117,10 @@ def test_another_model_has_a_folder_and_weights_of_its_own(study):
     assert sorted(due(study, **config)) == NAMES
 
 
+def test_a_model_of_one_s_own_is_not_asked_about_the_embedded_one(study):
+    assert sorted(due(study, model="owner/name")) == NAMES[1:]
+
+
 # ---- what is printed
 
 
