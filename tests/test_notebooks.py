@@ -329,7 +329,10 @@ def untouched():
     assert kept == {name: (ROOT / name).stat().st_mtime_ns for name in kept}
 
 
-@every
+# Those that try every strategy are the slowest by far: their parts are tested by the findings.
+@pytest.mark.parametrize("path", [
+    pytest.param(path, marks=pytest.mark.weekly) if path.stem[:2] in ("07", "09") else path
+    for path in PATHS], ids=lambda path: path.stem)
 def test_it_runs_in_seconds_into_folders_of_one_s_own(path, tmp_path, monkeypatch, untouched,
                                                       few_resamples):
     monkeypatch.setenv("TQDM_DISABLE", "1")
