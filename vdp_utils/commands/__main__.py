@@ -94,14 +94,21 @@ def train(
     state: Annotated[Path, Option(
         help="What is needed to go on after a stop; all sizes share tower and projector.",
     )] = Path("build/training"),
-    start_from: Annotated[Literal[*SIZES] | None, Option(
-        case_sensitive=False, help="Only the last stage, from the stored weights of this size or "
-        "of a smaller one, whose decoder then grows.")] = None,
+    start_from: Annotated[str | None, Option(
+        metavar="WEIGHTS", help="Only the last stage, from the stored weights of this size, of a "
+        "smaller one, whose decoder then grows, or from a folder of weights.")] = None,
+    instrument: Annotated[Literal["short", "s", "far"] | None, Option(
+        help="The last stage is that of this rung of the ladder, --steps long.")] = None,
+    steps: Annotated[int, Option(min=1, help="Of an instrument's training.")] = 750,
+    seed: Annotated[int, Option(help="Of an instrument's training.")] = 0,
+    export: Annotated[bool, Option(
+        "--export", help="An instrument's weights go into data/models, not beside its state.",
+    )] = False,
 ):
     """Train the embedded LVLM, going on where a run stopped."""
     from vdp_utils.commands.train import train
 
-    train(size, minutes, state, start_from)
+    train(size, minutes, state, start_from, instrument, steps, seed, export)
 
 
 @app.command()
@@ -109,11 +116,13 @@ def held_out(
     size: Size = "s",
     questions: Annotated[int, Option(min=1, help="Of each skill, at least.")] = 500,
     results: Annotated[Path, Option(help="Folder of the rows.")] = Path("build/results/held_out"),
+    weights: Annotated[Path | None, Option(
+        show_default=False, help="A folder of weights instead of a size's.")] = None,
 ):
     """Ask the embedded LVLM about scenes that its training never drew."""
     from vdp_utils.commands.held_out import held_out
 
-    held_out(size, questions, results)
+    held_out(size, questions, results, weights)
 
 
 def main():

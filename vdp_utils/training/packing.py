@@ -42,21 +42,27 @@ class Packed:
         return (((columns == 0) | (columns == rows)) & causal)[:, None]
 
 
-def pack(rows: list[tuple[np.ndarray, list[tuple]]], pad: int, **images) -> Packed:
-    """Rows of (prefix ids, [(question ids, answer ids, kind), ...]) -> one padded batch."""
+def pack(rows: list[tuple[np.ndarray, list[tuple]]], pad: int, skips=None, worth=WEIGHTS,
+         **images) -> Packed:
+    """Rows of (prefix ids, [(question ids, answer ids, kind), ...]) -> one padded batch.
+
+    `skips` holds, for each row, the prefix's position ids and how many positions are left free
+    before each question; without it no position is. `worth`: as WEIGHTS.
+    """
     length = max(len(prefix) + sum(len(q) + len(x) for q, x, _ in asked) for prefix, asked in rows)
     ids = np.full((len(rows), length), pad)
     blocks, positions = np.full(ids.shape, -1), np.zeros(ids.shape, np.int64)
     weights, kinds = np.zeros(ids.shape, np.float32), np.full(ids.shape, -1)
     for r, (prefix, asked) in enumerate(rows):
         at = len(prefix)
-        ids[r, :at], blocks[r, :at], positions[r, :at] = prefix, 0, np.arange(at)
+        places, gaps = skips[r] if skips else (np.arange(at), [0] * len(asked))
+        ids[r, :at], blocks[r, :at], positions[r, :at] = prefix, 0, places
         for n, (question, answer, kind) in enumerate(asked, 1):
             middle, end = at + len(question), at + len(question) + len(answer)
             ids[r, at:middle], ids[r, middle:end] = question, answer
             blocks[r, at:end] = n
-            positions[r, at:end] = len(prefix) + np.arange(end - at)
-            weights[r, middle:end] = WEIGHTS.get(kind, 1.0) / len(answer)
+            positions[r, at:end] = places[-1] + 1 + gaps[n - 1] + np.arange(end - at)
+            weights[r, middle:end] = worth.get(kind, 1.0) / len(answer)
             kinds[r, middle:end] = dialogues.QUESTION_KINDS.index(kind)
             at = end
     tensors = (torch.from_numpy(x) for x in (ids, blocks, positions, weights, kinds))

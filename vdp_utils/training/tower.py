@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from vdp_utils.lvlm.load import PATCH
 from vdp_utils.sources import scenes
-from vdp_utils.training.loop import DEVICE, Run
+from vdp_utils.training.loop import DEVICE, Run, autocast
 
 GRID = scenes.SIZE // PATCH
 BACKGROUND = len(scenes.NOUNS)  # class of a patch that shows no object
@@ -66,7 +66,7 @@ def train_tower(folder: Path, minutes: float, log: Path, tower, batch: int = 64)
     images, truth = next(iter(DataLoader(LabelledScenes("validation"), 256)))
 
     def logits(pixel_values):
-        with torch.autocast(DEVICE, torch.bfloat16):
+        with autocast():
             features = tower(pixel_values.to(DEVICE), output_hidden_states=True).hidden_states[-1]
             return head(features[:, 1:]).float()
 
