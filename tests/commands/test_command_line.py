@@ -66,9 +66,13 @@ def test_help_waits_for_nothing_heavy():
      ("full", [64, 128], ["pruning_wide"], 2)),
     ("bench", "", ("quick", [], [], 5)),
     ("peers", "", ("quick", [1024, 2048], 5)),
-    ("train", "--size M --minutes 3 --start-from S", ("m", 3, Path("build/training"), "s")),
-    ("train", "", ("s", 70, Path("build/training"), None)),
-    ("held-out", "--questions 20", ("s", 20, Path("build/results/held_out"))),
+    ("train", "--size M --minutes 3 --start-from S",
+     ("m", 3, Path("build/training"), "S", None, 750, 0, False)),
+    ("train", "--instrument far --start-from s --steps 9 --seed 2 --export",
+     ("s", 70, Path("build/training"), "s", "far", 9, 2, True)),
+    ("train", "", ("s", 70, Path("build/training"), None, None, 750, 0, False)),
+    ("held-out", "--questions 20", ("s", 20, Path("build/results/held_out"), None)),
+    ("held-out", "--weights w", ("s", 500, Path("build/results/held_out"), Path("w"))),
 ])
 def test_options_reach_the_module_s_function(monkeypatch, command, given, wanted):
     calls, module = [], import_module(f"vdp_utils.commands.{module_of(command)}")
