@@ -15,7 +15,7 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --rerun-inc
 IN_PLACE = $(if $(filter full,$(PROFILE)),notebooks,build/$(PROFILE))
 NOTEBOOKS = $(if $(filter embedded-s,$(MODEL)),$(IN_PLACE),build/$(PROFILE)/$(subst /,-,$(MODEL)))
 
-.PHONY: help env study figures bench peers test weekly oldest unlock clean
+.PHONY: help env study figures bench baselines test weekly oldest unlock clean
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -34,10 +34,10 @@ figures: env ## draw every figure again from stored rows, without a model
 bench: env ## time recording and pruning: PROFILE=quick (minutes, into build/), full (into data/bench)
 	THP_MEM_ALLOC_ENABLE=1 $(BIN)/vdp bench --profile $(PROFILE)
 
-peers: env ## the same beside kvpress, in an environment of its own (build/peers)
-	$(PYTHON) -m venv build/peers
-	build/peers/bin/python $(PIP) --requirement requirements-peers.lock
-	PYTHONPATH=. build/peers/bin/python -m vdp_utils.commands peers --profile $(PROFILE)
+baselines: env ## the same beside kvpress, in an environment of its own (build/baselines)
+	$(PYTHON) -m venv build/baselines
+	build/baselines/bin/python $(PIP) --requirement requirements-baselines.lock
+	PYTHONPATH=. build/baselines/bin/python -m vdp_utils.commands baselines --profile $(PROFILE)
 
 test: env ## the test suite, by two processes
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal tests

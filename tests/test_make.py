@@ -45,7 +45,7 @@ def test_make_targets_run_what_they_say():
 
 
 @pytest.mark.parametrize("target, command", [
-    ("peers", "-m vdp_utils.commands peers --profile quick"),
+    ("baselines", "-m vdp_utils.commands baselines --profile quick"),
     ("oldest", "-m pytest -q tests/attention")])
 def test_other_versions_run_in_an_environment_of_their_own(target, command):
     commands = recipe(target)

@@ -23,7 +23,7 @@ from PIL import Image
 from replay import code, play, shown, tags
 
 from vdp_utils import paths, stats
-from vdp_utils.commands import bench, redraw
+from vdp_utils.commands import bench, figures
 from vdp_utils.commands.run import run as run_notebook
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import PRESENCE, concentration, cost, ranking, recovery
@@ -194,27 +194,27 @@ def committed(model=paths.MODEL):
 
 def test_every_committed_figure_is_a_notebook_s_and_is_drawn_again_by_a_part():
     assert committed() == set().union(*map(saved, PATHS))
-    for model in redraw.models(paths.results("full")):
+    for model in figures.models(paths.results("full")):
         assert committed(model) and committed(model) <= set().union(*map(drawn_by, PARTS))
 
 
 # ---- figures without a notebook
 
-PARTS = (*itertools.chain(*redraw.OF_ROWS), *redraw.OF_TABLES)
+PARTS = (*itertools.chain(*figures.OF_ROWS), *figures.OF_TABLES)
 
 
 def drawn_by(part):
-    """The files of the figures that a part of `redraw` draws."""
+    """The files of the figures that a part of `figures` draws."""
     return files_of(re.findall(r'yield "(\w+)"', inspect.getsource(part)))
 
 
 @pytest.mark.parametrize("model, part", [
-    (model, part) for model in redraw.models(paths.results("full")) for part in PARTS
+    (model, part) for model in figures.models(paths.results("full")) for part in PARTS
     if drawn_by(part) & committed(model)], ids=lambda one: getattr(one, "__name__", one))
 def test_figures_are_drawn_again_without_a_model(model, part, tmp_path, monkeypatch):
     monkeypatch.setattr(load, "load_lvlm", None)
     monkeypatch.setattr(load, "embedded_folder", None)
-    redraw.draw(paths.results("full"), tmp_path, model, [part])
+    figures.draw(paths.results("full"), tmp_path, model, [part])
     assert {path.name for path in tmp_path.iterdir()} == drawn_by(part) & committed(model)
     same_pictures(tmp_path, paths.figures("full", model=model))
 
@@ -231,7 +231,7 @@ def test_one_command_draws_all_figures_in_about_a_minute(tmp_path, monkeypatch):
     monkeypatch.setattr(load, "load_lvlm", None)
     monkeypatch.setattr(load, "embedded_folder", None)
     started = time.monotonic()
-    redraw.redraw(paths.results("full"), tmp_path)
+    figures.figures(paths.results("full"), tmp_path)
     assert time.monotonic() - started < 180  # a slow machine may take thrice as long
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == {
         path.relative_to(ROOT / "figures") for path in (ROOT / "figures").rglob("*")}
@@ -270,7 +270,7 @@ def change(store, finding):
                 rows.at[at, "predicted"] = {"yes": "no", "no": "yes"}[rows.at[at, "predicted"]]
             for name in {"log_likelihoods", "attention", "after"} & set(rows):
                 rows.at[at, name] = rows.at[at, name][::-1]
-            for name in {"first_token_s"} & set(rows):
+            for name in {"ttft_s"} & set(rows):
                 rows.at[at, name] *= 3
         store.clear(finding, one)
         store.append(finding, one, rows)

@@ -76,9 +76,9 @@ def test_the_base_model_is_not_resolved_with_the_other_packages():
     assert "llama-cpp-python" not in LOCKED
 
 
-def test_peers_run_on_the_same_torch():
-    peers = pins(lines_of("requirements-peers.lock"))
-    assert peers["torch"] == STUDY["torch"] and "kvpress" not in LOCKED
+def test_baselines_run_on_the_same_torch():
+    baselines = pins(lines_of("requirements-baselines.lock"))
+    assert baselines["torch"] == STUDY["torch"] and "kvpress" not in LOCKED
 
 
 def test_the_tool_takes_the_study_s_versions_and_the_oldest_that_are_tried():
@@ -108,11 +108,11 @@ for name in ("pandas", "scipy", "PIL", "papermill", "matplotlib"):
 from vdp_utils.attention import ContextPruner, record
 model, images = build("llava")
 inputs, kinds = prompt("llava", images)
-with record(model, received=("all",)) as recording:
+with record(model, accumulated=("all",)) as recording:
     model(**inputs)
 with ContextPruner(0.5, kinds=kinds)(model) as pruner:
     output = model.generate(**inputs, max_new_tokens=2, do_sample=False)
-print(*recording[3].received["all"].shape, *pruner.kept.index.shape, output.shape[1])
+print(*recording[3].accumulated["all"].shape, *pruner.kept.index.shape, output.shape[1])
 """
 
 

@@ -1,5 +1,6 @@
 """Pruned runs against an unpruned model whose attention masks hide the dropped tokens."""
 
+import itertools
 import math
 
 import pytest
@@ -16,13 +17,14 @@ from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.attention.strategies import Evidence
 from vdp_utils.attention.tokens import Kind
-from vdp_utils.attention.ways import WAYS
+from vdp_utils.attention.modes import MODES
 from vdp_utils.errors import VDPError
 
 STEPS, LAYER = 10, 1
 
 
-DECIDES = dict(inflight=LAYER, rerun=-1, kv=LAYERS)  # the last layer in which the prompt sees all
+# the last layer in which the prompt sees all
+DECIDES = dict(prefill=LAYER, compress=-1, evict=LAYERS)
 
 
 
@@ -56,7 +58,7 @@ class hidden:
 
 
 def extended(name, inputs, ids):
-    """The prompt with the tokens `ids` behind it."""
+    """The prompt with the tokens `ids` after it."""
     inputs, more = dict(inputs), ids.shape[1]
     for key in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
         if key in inputs:
@@ -76,7 +78,7 @@ def split(model, inputs, kinds, rate=0.5):
 
 
 def steps(model, inputs, ids):
-    """Logits of each of the tokens `ids` (B, n), given one by one behind the prompt."""
+    """Logits of each of the tokens `ids` (B, n), given one by one after the prompt."""
     output = run(model, inputs, use_cache=True)
     cache, logits = cache_of(output), []
     for i in range(ids.shape[1]):
@@ -98,8 +100,8 @@ def untouched(model):
         module._forward_hooks or module._forward_pre_hooks for module in decoder.modules())
 
 
-def halved(kinds, way="inflight", **kwargs):
-    return ContextPruner(**dict(rate=0.5, way=way, layer=LAYER, kinds=kinds) | kwargs)
+def halved(kinds, mode="prefill", **kwargs):
+    return ContextPruner(**dict(rate=0.5, mode=mode, layer=LAYER, kinds=kinds) | kwargs)
 
 
 @pytest.fixture
@@ -111,115 +113,115 @@ def llava():
 # ---- exact
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", BUILDERS)
-def test_pruned_logits_and_ten_generated_tokens_equal_the_masked_reference(name, way):
+def test_pruned_logits_and_ten_generated_tokens_equal_the_masked_reference(name, mode):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     length, plain = kinds.shape[1], run(model, inputs).logits
     kept, dropped = split(model, inputs, kinds)
-    with halved(kinds, way)(model) as pruner:
+    with halved(kinds, mode)(model) as pruner:
         output = run(model, inputs, use_cache=True)
         assert pruner.kept.index[0].tolist() == kept and bool(pruner.kept.real.all())
         ids, logits = generated(model, inputs, STEPS)
-    with hidden(model, dropped, length, DECIDES[way]):
+    with hidden(model, dropped, length, DECIDES[mode]):
         full = run(model, extended(name, inputs, ids[:, :-1]), use_cache=False).logits
     assert difference(logits, full[:, length - 1:]) <= 1e-5
-    rows = kept if way != "kv" else slice(None)
+    rows = kept if mode != "evict" else slice(None)
     assert difference(output.logits, full[:, :length][:, rows]) <= 1e-5
     for layer in cache_of(output).layers:
         assert layer.keys.shape == layer.values.shape == (1, KV_HEADS, len(kept), WIDTH // HEADS)
     size = sum(x.untyped_storage().nbytes() for layer in cache_of(output).layers
                for x in (layer.keys, layer.values))
     assert size == 2 * LAYERS * KV_HEADS * len(kept) * (WIDTH // HEADS) * 4
-    assert float((full[:, kept] - plain[:, kept]).abs().max()) > 1e-2 or way == "kv"
+    assert float((full[:, kept] - plain[:, kept]).abs().max()) > 1e-2 or mode == "evict"
     assert untouched(model) and torch.equal(run(model, inputs).logits, plain)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", [n for n in BUILDERS if n != "instructblip"])
-def test_tokens_given_one_by_one_equal_the_masked_reference(name, way):
+def test_tokens_given_one_by_one_equal_the_masked_reference(name, mode):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     kept, dropped = split(model, inputs, kinds)
     ids = torch.tensor([[7, 30, 12]])
-    with halved(kinds, way)(model):
+    with halved(kinds, mode)(model):
         _, logits, cache = steps(model, inputs, ids)
-    with hidden(model, dropped, kinds.shape[1], DECIDES[way]):
+    with hidden(model, dropped, kinds.shape[1], DECIDES[mode]):
         full = run(model, extended(name, inputs, ids), use_cache=False).logits
     assert difference(logits, full[:, kinds.shape[1]:]) <= 1e-5
     assert {layer.keys.shape[2] for layer in cache.layers} == {len(kept) + 3}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", BUILDERS)
-def test_rate_zero_is_bit_identical(name, way):
+def test_rate_zero_is_bit_identical(name, mode):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     plain = run(model, inputs).logits
-    with halved(kinds, way, rate=0)(model) as pruner:
+    with halved(kinds, mode, rate=0)(model) as pruner:
         assert torch.equal(run(model, inputs).logits, plain)
     assert pruner.kept.index[0].tolist() == list(range(kinds.shape[1]))
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3"])
-def test_rate_zero_generates_what_the_model_generates(name, way):
+def test_rate_zero_generates_what_the_model_generates(name, mode):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     ids, logits = generated(model, inputs)
     _, one_by_one, _ = steps(model, inputs, ids)
-    with halved(kinds, way, rate=0)(model):
+    with halved(kinds, mode, rate=0)(model):
         pruned_ids, pruned = generated(model, inputs)
         _, again, _ = steps(model, inputs, ids)
     assert torch.equal(ids, pruned_ids) and torch.equal(logits, pruned)
     assert torch.equal(one_by_one, again)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kind", [Kind.QUESTION, Kind.TEMPLATE, Kind.IMAGE])
-def test_a_prompt_without_context_is_left_alone(llava, way, kind):
+def test_a_prompt_without_context_is_left_alone(llava, mode, kind):
     model, inputs, kinds = llava
     kinds = torch.where(kinds == Kind.CONTEXT, int(kind), kinds)
     plain = run(model, inputs).logits
-    with halved(kinds, way)(model):
+    with halved(kinds, mode)(model):
         assert torch.equal(run(model, inputs).logits, plain)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_behind_a_prompt_that_loses_nothing_the_model_goes_on(way):
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_prompt_that_loses_nothing_the_model_goes_on(mode):
     model, images = build("qwen2_vl")
     pruned, _ = prompt("qwen2_vl", images)
     inputs, _ = prompt("qwen2_vl", images, context=1)
     ids = torch.tensor([[7, 30, 12]])
     _, expected, _ = steps(model, inputs, ids)
-    with ContextPruner(0.5, way=way, layer=LAYER, context=(7, -8))(model):
+    with ContextPruner(0.5, mode=mode, layer=LAYER, context=(7, -8))(model):
         run(model, pruned, use_cache=True)
         assert torch.equal(steps(model, inputs, ids)[1], expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_prompt_of_images_only_is_left_alone(way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_prompt_of_images_only_is_left_alone(mode):
     model, images = build("llava")
     ids = torch.tensor([[IMAGE] * 4])
     inputs = dict(images, input_ids=ids, attention_mask=torch.ones_like(ids))
     plain = run(model, inputs).logits
-    with halved(torch.full_like(ids, int(Kind.IMAGE)), way, rate=0.9)(model):
+    with halved(torch.full_like(ids, int(Kind.IMAGE)), mode, rate=0.9)(model):
         assert torch.equal(run(model, inputs).logits, plain)
 
 
-@pytest.mark.parametrize("way, layer", [(way, layer) for way in WAYS for layer in range(LAYERS)])
-def test_any_layer_may_score(llava, way, layer):
+@pytest.mark.parametrize("mode, layer", [*itertools.product(MODES, range(LAYERS))])
+def test_any_layer_may_score(llava, mode, layer):
     model, inputs, kinds = llava
     scores = eager_maps(model, inputs)[layer][0].sum(1).amax(0)
     scores[kinds[0] != Kind.CONTEXT] = torch.inf
     kept = scores.argsort(descending=True)[:kinds.shape[1] - 20].sort().values
     dropped = [i for i in range(kinds.shape[1]) if i not in kept]
     ids = torch.tensor([[7, 30, 12]])
-    with halved(kinds, way, layer=layer)(model) as pruner:
+    with halved(kinds, mode, layer=layer)(model) as pruner:
         _, logits, _ = steps(model, inputs, ids)
     assert torch.equal(pruner.kept.index[0], kept)
-    with hidden(model, dropped, kinds.shape[1], dict(DECIDES, inflight=layer)[way]):
+    with hidden(model, dropped, kinds.shape[1], dict(DECIDES, prefill=layer)[mode]):
         full = run(model, extended("llava", inputs, ids), use_cache=False).logits
     assert difference(logits, full[:, kinds.shape[1]:]) <= 1e-5
 
@@ -246,18 +248,18 @@ def test_heads_and_queries_are_reduced_as_asked(llava, heads, query_set):
                        scores.argsort(descending=True)[:length - 20].sort().values)
 
 
-@pytest.mark.parametrize("way", ["inflight", "rerun"])
+@pytest.mark.parametrize("mode", ["prefill", "compress"])
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "internvl", "mistral3"])
-def test_without_a_cache_gaps_in_the_positions_do_not_split_the_prompt(name, way, masked):
+def test_without_a_cache_gaps_in_the_positions_do_not_split_the_prompt(name, mode, masked):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     if not masked:
         del inputs["attention_mask"]
     kept, dropped = split(model, inputs, kinds)
-    with halved(kinds, way)(model):
+    with halved(kinds, mode)(model):
         logits = run(model, inputs, use_cache=False).logits
-    with hidden(model, dropped, kinds.shape[1], DECIDES[way]):
+    with hidden(model, dropped, kinds.shape[1], DECIDES[mode]):
         full = run(model, inputs, use_cache=False).logits
     assert difference(logits, full[:, kept]) <= 1e-5
 
@@ -268,12 +270,12 @@ def test_compact_equals_the_shortened_prompt(llava, cached):
     kept, _ = split(model, inputs, kinds)
     short = inputs | {key: inputs[key][:, kept] for key in ("input_ids", "attention_mask")}
     plain = run(model, short, use_cache=cached).logits
-    with halved(kinds, "rerun", positions="compact")(model):
+    with halved(kinds, "compress", positions="compact")(model):
         assert difference(run(model, inputs, use_cache=cached).logits, plain) <= 1e-5
     if cached:
         ids = torch.tensor([[7, 30, 12]])
         _, expected, _ = steps(model, short, ids)
-        with halved(kinds, "rerun", positions="compact")(model):
+        with halved(kinds, "compress", positions="compact")(model):
             _, logits, _ = steps(model, inputs, ids)
         assert difference(logits, expected) <= 1e-5
 
@@ -283,7 +285,7 @@ def test_compact_generates_what_the_shortened_prompt_generates(llava):
     kept, _ = split(model, inputs, kinds)
     short = inputs | {key: inputs[key][:, kept] for key in ("input_ids", "attention_mask")}
     ids, expected = generated(model, short)
-    with halved(kinds, "rerun", positions="compact")(model):
+    with halved(kinds, "compress", positions="compact")(model):
         pruned_ids, logits = generated(model, inputs)
     assert difference(logits, expected) <= 1e-5
     assert torch.equal(ids, pruned_ids)
@@ -292,46 +294,46 @@ def test_compact_generates_what_the_shortened_prompt_generates(llava):
 # ---- batches
 
 
-def alone(name, prompts, way, ids=None, **kwargs):
-    """Each prompt on its own: pruned logits, kept positions, logits of `ids` behind it."""
+def alone(name, prompts, mode, ids=None, **kwargs):
+    """Each prompt on its own: pruned logits, kept positions, logits of `ids` after it."""
     model, _ = build(name)
     for row, (inputs, kinds) in enumerate(prompts):
-        with halved(kinds, way, **kwargs)(model) as pruner:
-            logits, behind, _ = steps(model, inputs, ids[row:row + 1])
-        yield logits[0], pruner.kept.index[0], behind[0]
+        with halved(kinds, mode, **kwargs)(model) as pruner:
+            logits, after, _ = steps(model, inputs, ids[row:row + 1])
+        yield logits[0], pruner.kept.index[0], after[0]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("name", ["llava", "llava_next", "qwen2_vl", "qwen3_vl", "gemma3",
                                   "paligemma"])
-def test_a_padded_batch_equals_each_prompt_alone(name, side, way):
+def test_a_padded_batch_equals_each_prompt_alone(name, side, mode):
     model, images = build(name)
     prompts = two(name, images)
     inputs, kinds, places = batched(prompts, side)
     ids = torch.tensor([[7, 30, 12], [40, 9, 21]])
-    with halved(kinds, way)(model) as pruner:
-        logits, behind, cache = steps(model, inputs, ids)
-    rows = zip(places, logits, behind, pruner.kept.index, pruner.kept.real,
-               alone(name, prompts, way, ids))
-    for place, row, next_row, index, real, (expected, kept, expected_behind) in rows:
+    with halved(kinds, mode)(model) as pruner:
+        logits, after, cache = steps(model, inputs, ids)
+    rows = zip(places, logits, after, pruner.kept.index, pruner.kept.real,
+               alone(name, prompts, mode, ids))
+    for place, row, next_row, index, real, (expected, kept, expected_after) in rows:
         assert torch.equal(index[real], place[kept])
-        assert difference(row[place if way == "kv" else real], expected) <= 1e-5
-        assert difference(next_row, expected_behind) <= 1e-5
+        assert difference(row[place if mode == "evict" else real], expected) <= 1e-5
+        assert difference(next_row, expected_after) <= 1e-5
     assert {layer.keys.shape[2] for layer in cache.layers} == {len(pruner.kept.index[0]) + 3}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "paligemma", pytest.param(
     "instructblip")])
-def test_generating_for_a_left_padded_batch_equals_each_prompt_alone(name, way):
+def test_generating_for_a_left_padded_batch_equals_each_prompt_alone(name, mode):
     model, images = build(name)
     prompts = two(name, images)
     inputs, kinds, _ = batched(prompts, "left")
-    with halved(kinds, way)(model):
+    with halved(kinds, mode)(model):
         ids, logits = generated(model, inputs)
     for row, (one, row_kinds) in enumerate(prompts):
-        with halved(row_kinds, way)(model):
+        with halved(row_kinds, mode)(model):
             alone_ids, expected = generated(model, one)
         assert difference(logits[row], expected[0]) <= 1e-5
         assert torch.equal(ids[row], alone_ids[0])
@@ -347,31 +349,31 @@ def test_rows_of_a_batch_may_have_questions_of_unlike_length(side):
     ids = torch.zeros(2, 1, dtype=torch.long)
     for place, index, real, (_, kept, _) in zip(
             places, pruner.kept.index, pruner.kept.real,
-            alone("llava", prompts, "inflight", ids, query_set="question")):
+            alone("llava", prompts, "prefill", ids, query_set="question")):
         assert torch.equal(index[real], place[kept])
 
 
-@pytest.mark.parametrize("strategy, way", [("received", way) for way in WAYS] + [
-    ("perplexity", "inflight"), ("perplexity", "rerun"),
-    ("perplexity", "kv"), ("contrastive_perplexity", "inflight"),
-    ("contrastive_perplexity", "rerun"),
-    ("contrastive_perplexity", "kv")])
-def test_a_row_without_context_is_left_alone_in_a_batch(strategy, way):
+@pytest.mark.parametrize("strategy, mode", [("accumulated", mode) for mode in MODES] + [
+    ("perplexity", "prefill"), ("perplexity", "compress"),
+    ("perplexity", "evict"), ("contrastive_perplexity", "prefill"),
+    ("contrastive_perplexity", "compress"),
+    ("contrastive_perplexity", "evict")])
+def test_a_row_without_context_is_left_alone_in_a_batch(strategy, mode):
     model, images = build("llava")
     prompts = [prompt("llava", images), prompt("llava", images, context=0, question=20)]
     inputs, kinds, places = batched(prompts, "left")
     plain = run(model, prompts[1][0]).logits[0]
-    with halved(kinds, way, strategy=strategy)(model) as pruner:
+    with halved(kinds, mode, strategy=strategy)(model) as pruner:
         logits = run(model, inputs).logits
     real = pruner.kept.real[1]
     assert torch.equal(pruner.kept.index[1][real], places[1])
-    assert difference(logits[1][places[1] if way == "kv" else real], plain) <= 1e-5
+    assert difference(logits[1][places[1] if mode == "evict" else real], plain) <= 1e-5
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_one_row_of_kinds_serves_every_row(llava, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_one_row_of_kinds_serves_every_row(llava, mode):
     model, inputs, kinds = llava
-    with halved(kinds, way)(model) as pruner:
+    with halved(kinds, mode)(model) as pruner:
         expected = run(model, inputs).logits
         doubled = run(model, {key: torch.cat([x, x]) for key, x in inputs.items()}).logits
     assert difference(doubled, torch.cat([expected, expected])) <= 1e-5
@@ -381,31 +383,31 @@ def test_one_row_of_kinds_serves_every_row(llava, way):
 # ---- generating
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("how", [dict(num_beams=3), dict(do_sample=True),
                                  dict(do_sample=True, num_return_sequences=2),
                                  dict(do_sample=True, num_beams=2)])
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
-def test_beams_and_samples_equal_those_of_the_masked_reference(name, how, way):
+def test_beams_and_samples_equal_those_of_the_masked_reference(name, how, mode):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     _, dropped = split(model, inputs, kinds)
-    with halved(kinds, way)(model):
+    with halved(kinds, mode)(model):
         ids, _ = generated(model, inputs, **how)
-    with hidden(model, dropped, kinds.shape[1], DECIDES[way]):
+    with hidden(model, dropped, kinds.shape[1], DECIDES[mode]):
         expected, _ = generated(model, inputs, use_cache=False, **how)
     assert torch.equal(ids, expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_beams_over_a_batch_equal_beams_over_each_prompt(way):
+@pytest.mark.parametrize("mode", MODES)
+def test_beams_over_a_batch_equal_beams_over_each_prompt(mode):
     model, images = build("llava")
     prompts = two("llava", images)
     inputs, kinds, _ = batched(prompts, "left")
-    with halved(kinds, way)(model):
+    with halved(kinds, mode)(model):
         ids, _ = generated(model, inputs, num_beams=2)
     for row, (one, row_kinds) in enumerate(prompts):
-        with halved(row_kinds, way)(model):
+        with halved(row_kinds, mode)(model):
             assert torch.equal(generated(model, one, num_beams=2)[0][0], ids[row])
 
 
@@ -421,16 +423,16 @@ def test_beams_over_a_batch_use_each_prompts_own_evidence():
         assert bool(torch.isin(marked[row // 2].nonzero()[:, 0], index).all())
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_pruner_serves_one_prompt_after_another(way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pruner_serves_one_prompt_after_another(mode):
     model, images = build("llava")
     prompts = [prompt("llava", images, seed=seed) for seed in range(2)]
     kinds = prompts[0][1]
     expected = []
     for inputs, _ in prompts:
-        with halved(kinds, way)(model):
+        with halved(kinds, mode)(model):
             expected.append(generated(model, inputs)[1])
-    pruner = halved(kinds, way)
+    pruner = halved(kinds, mode)
     for _ in range(2):
         with pruner(model):
             for (inputs, _), logits in zip(prompts, expected):
@@ -438,11 +440,11 @@ def test_a_pruner_serves_one_prompt_after_another(way):
     assert untouched(model)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_bfloat16_prunes_as_many_tokens(llava, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_bfloat16_prunes_as_many_tokens(llava, mode):
     model, inputs, kinds = llava
     inputs = inputs | dict(pixel_values=inputs["pixel_values"].bfloat16())
-    with halved(kinds, way)(model.bfloat16()) as pruner:
+    with halved(kinds, mode)(model.bfloat16()) as pruner:
         output = run(model, inputs, use_cache=True)
         ids, logits = generated(model, inputs)
     assert output.logits.dtype == torch.bfloat16 and bool(logits.isfinite().all())
@@ -479,13 +481,13 @@ def test_the_processor_tells_context_from_question(tiny):
 # ---- the model is as before
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("where", [0, LAYER, 3])
-def test_an_exception_restores_the_model(llava, way, where):
+def test_an_exception_restores_the_model(llava, mode, where):
     model, inputs, kinds = llava
     plain = run(model, inputs).logits
     broken = decoder_of(model).layers[where].register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError), halved(kinds, way)(model):
+    with pytest.raises(ZeroDivisionError), halved(kinds, mode)(model):
         run(model, inputs)
     broken.remove()
     assert untouched(model) and not model._forward_pre_hooks
@@ -496,20 +498,20 @@ def test_two_pruners_at_once_are_refused(llava):
     model, inputs, kinds = llava
     with halved(kinds)(model) as outer:
         expected = run(model, inputs).logits
-        with pytest.raises(VDPError, match="being pruned already"), halved(kinds, "kv")(model):
+        with pytest.raises(VDPError, match="being pruned already"), halved(kinds, "evict")(model):
             pass
         assert torch.equal(run(model, inputs).logits, expected)
         assert outer.kept.index.shape[1] < kinds.shape[1]
     assert untouched(model)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_pruner_may_work_inside_a_recorder(llava, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pruner_may_work_inside_a_recorder(llava, mode):
     model, inputs, kinds = llava
-    with halved(kinds, way)(model) as pruner:
+    with halved(kinds, mode)(model) as pruner:
         expected, kept = run(model, inputs).logits, pruner.kept.index
-    with record(model, received=["last"], layers=[0]) as found:
-        with halved(kinds, way)(model) as pruner:
+    with record(model, accumulated=["last"], layers=[0]) as found:
+        with halved(kinds, mode)(model) as pruner:
             assert difference(run(model, inputs).logits, expected) <= 1e-5
         assert torch.equal(kept, pruner.kept.index)
     assert 0 in found and untouched(model)
@@ -520,13 +522,13 @@ def test_a_pruner_may_work_inside_a_recorder(llava, way):
 
 BAD = [(dict(rate=rate), "give a share of the context in") for rate in (
     -0.1, 1, 1.0, 2, float("nan"), float("inf"))] + [
-    (dict(strategy="recieved"), "unknown strategy 'recieved': did you mean received"),
-    (dict(strategy="zzz"), "unknown strategy 'zzz': did you mean bm25"),
-    (dict(way="some"), "unknown way 'some': choose one of inflight, rerun, kv"),
+    (dict(strategy="acumulated"), "unknown strategy 'acumulated': did you mean accumulated"),
+    (dict(strategy="zzz"), "unknown strategy 'zzz': did you mean accumulated"),
+    (dict(mode="some"), "unknown mode 'some': choose one of prefill, compress, evict"),
     (dict(heads="some"), "unknown heads 'some'"),
     (dict(query_set="window"), "unknown query_set 'window'"),
     (dict(positions="some"), "unknown positions 'some'"),
-    (dict(positions="compact"), "positions='compact' needs way='rerun'"),
+    (dict(positions="compact"), "positions='compact' needs mode='compress'"),
     (dict(kinds=None), "say which tokens are context"),
     (dict(strategy="oracle"), "needs evidence="),
     (dict(strategy="bm25"), "strategy 'bm25' reads the words: give processor="),
@@ -588,39 +590,39 @@ def test_evidence_of_another_shape_is_refused(llava):
     refused(model, inputs, halved(kinds, strategy="oracle", evidence=marked), "evidence")
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_cache_that_holds_tokens_is_refused(llava, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cache_that_holds_tokens_is_refused(llava, mode):
     model, inputs, kinds = llava
     held = run(model, dict(input_ids=torch.tensor([[5, 6]])), use_cache=True).past_key_values
-    refused(model, inputs, halved(kinds, way), "already holds tokens", past_key_values=held)
+    refused(model, inputs, halved(kinds, mode), "already holds tokens", past_key_values=held)
     assert held.get_seq_length() == 2
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_cache_of_fixed_length_is_refused(llava, way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cache_of_fixed_length_is_refused(llava, mode):
     model, inputs, kinds = llava
     cache = t.StaticCache(config=decoder_of(model).config, max_cache_len=100)
-    refused(model, inputs, halved(kinds, way), "StaticCache has a fixed length",
+    refused(model, inputs, halved(kinds, mode), "StaticCache has a fixed length",
             past_key_values=cache)
 
 
 def test_dropping_from_a_cache_that_is_not_there_is_refused(llava):
     model, inputs, kinds = llava
-    refused(model, inputs, halved(kinds, "kv"), "way='kv' drops tokens from the cache",
+    refused(model, inputs, halved(kinds, "evict"), "mode='evict' drops tokens from the cache",
             use_cache=False)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_sliding_window_shorter_than_the_prompt_is_refused_where_it_must(way):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sliding_window_shorter_than_the_prompt_is_refused_where_it_must(mode):
     model, images = build("gemma3")
     inputs, kinds = prompt("gemma3", images)
     decoder_of(model).config.sliding_window = 20
-    if way == "rerun":
-        with halved(kinds, way)(model) as pruner:
+    if mode == "compress":
+        with halved(kinds, mode)(model) as pruner:
             run(model, inputs)
         assert pruner.kept.index.shape[1] == kinds.shape[1] - 20
     else:
-        refused(model, inputs, halved(kinds, way), "sliding-window layers of 20 tokens")
+        refused(model, inputs, halved(kinds, mode), "sliding-window layers of 20 tokens")
 
 
 def test_deep_image_features_are_not_lost_unseen():
@@ -634,7 +636,7 @@ def test_positions_in_three_dimensions_are_not_closed_up():
         model, images = build(name)
         inputs, kinds = prompt(name, images)
         with pytest.raises(VDPError, match="positions in three dimensions"):
-            with halved(kinds, "rerun", positions="compact")(model):
+            with halved(kinds, "compress", positions="compact")(model):
                 run(model, inputs)
         assert untouched(model)
 
@@ -650,17 +652,17 @@ def test_attention_maps_are_refused(llava, asked):
     assert untouched(model)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name, side", [("llava", None), ("llava", "left"), ("gemma3", None),
                                         ("paligemma", None)])
-def test_attention_that_is_not_a_number_is_refused(name, side, way):
+def test_attention_that_is_not_a_number_is_refused(name, side, mode):
     model, images = build(name)
     prompts = two(name, images)
     inputs, kinds, _ = batched(prompts if side else prompts[:1], side or "left")
     with torch.no_grad():
         decoder_of(model).layers[LAYER].self_attn.k_proj.weight[0] = torch.nan
     with pytest.raises(VDPError, match="importance scores hold NaN"):
-        with halved(kinds, way)(model):
+        with halved(kinds, mode)(model):
             run(model, inputs)
     assert untouched(model)
 
@@ -680,7 +682,7 @@ def test_embeddings_without_token_kinds_are_refused(llava, tiny):
 def test_embeddings_have_no_perplexity(llava):
     model, inputs, kinds = llava
     embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
-    with pytest.raises(VDPError), halved(kinds, "kv", strategy="perplexity")(model):
+    with pytest.raises(VDPError), halved(kinds, "evict", strategy="perplexity")(model):
         run(model, dict(inputs_embeds=embeds))
     assert untouched(model)
 
@@ -706,32 +708,32 @@ def test_a_text_model_may_be_pruned_too():
 # ---- image features and images
 
 
-def check_visual(name, strategy, way):
+def check_visual(name, strategy, mode):
     """The two image tokens that go at a rate of 0.05 are dropped exactly."""
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     ids = torch.tensor([[7, 30, 12]])
-    with halved(kinds, way, strategy=strategy, rate=0.05)(model) as pruner:
+    with halved(kinds, mode, strategy=strategy, rate=0.05)(model) as pruner:
         _, logits, _ = steps(model, inputs, ids)
     kept = set(pruner.kept.index[0].tolist())
     dropped = [i for i in range(kinds.shape[1]) if i not in kept]
     assert len(dropped) == 2 and all(kinds[0, i] == Kind.IMAGE for i in dropped)
-    with hidden(model, dropped, kinds.shape[1], DECIDES[way]):
+    with hidden(model, dropped, kinds.shape[1], DECIDES[mode]):
         full = run(model, extended(name, inputs, ids), use_cache=False).logits
     assert difference(logits, full[:, kinds.shape[1]:]) <= 1e-5
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("strategy", ["fastv_visual", "text_first"])
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "gemma3", "paligemma"])
-def test_image_tokens_are_dropped_exactly_too(name, strategy, way):
-    check_visual(name, strategy, way)
+def test_image_tokens_are_dropped_exactly_too(name, strategy, mode):
+    check_visual(name, strategy, mode)
 
 
 @pytest.mark.parametrize("strategy", ["fastv_visual", "text_first"])
-@pytest.mark.parametrize("way", ["inflight", "kv", "rerun"])
-def test_image_tokens_with_deep_features_are_dropped_exactly_too(way, strategy):
-    check_visual("qwen3_vl", strategy, way)
+@pytest.mark.parametrize("mode", ["prefill", "evict", "compress"])
+def test_image_tokens_with_deep_features_are_dropped_exactly_too(mode, strategy):
+    check_visual("qwen3_vl", strategy, mode)
 
 
 # ---- random spans, rates, ties and paddings
@@ -739,7 +741,7 @@ def test_image_tokens_with_deep_features_are_dropped_exactly_too(way, strategy):
 
 @st.composite
 def batches(draw):
-    """(kinds, real, received, rate): rows of any make-up; few values, so that many are tied."""
+    """(kinds, real, accumulated, rate): rows of any make-up; few values, so that many are tied."""
     rows, length = draw(st.integers(1, 3)), draw(st.integers(1, 14))
     drawn = draw(st.binary(min_size=rows * length, max_size=rows * length))
     drawn = torch.tensor(list(drawn)).view(rows, length)
@@ -758,7 +760,7 @@ def test_exactly_the_lowest_context_tokens_go(batch):
     pruner = ContextPruner(rate, kinds=kinds)
     candidates, dropped = zip(*(droppable(pruner.strategy, rate, *row)
                                 for row in zip(kinds, real)))
-    evidence = [Evidence(row, ok, ok.nonzero()[:, 0], received={"all": seen})
+    evidence = [Evidence(row, ok, ok.nonzero()[:, 0], accumulated={"all": seen})
                 for row, ok, seen in zip(kinds, real, values)]
     kept = Kept.where(torch.stack([staying(pruner.strategy, *one)
                                    for one in zip(evidence, candidates, dropped)]))
@@ -810,22 +812,22 @@ def test_one_pruner_prunes_one_model_at_a_time(llava):
         assert torch.equal(run(model, inputs).logits, expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_generating_beyond_a_sliding_window_is_refused(way):
+@pytest.mark.parametrize("mode", MODES)
+def test_generating_beyond_a_sliding_window_is_refused(mode):
     model, images = build("gemma3")
     model.config.text_config.sliding_window = 60
     inputs, kinds = prompt("gemma3", images)
-    with halved(kinds, way)(model):
+    with halved(kinds, mode)(model):
         generated(model, inputs, max_new_tokens=5, min_new_tokens=5)
         with pytest.raises(VDPError, match="sliding windows of 60 tokens"):
             generated(model, inputs, max_new_tokens=15, min_new_tokens=15)
     assert untouched(model)
 
 
-@pytest.mark.parametrize("way", ["inflight", "rerun"])
-def test_a_recorder_of_kinds_around_a_pruner_is_refused(llava, way):
+@pytest.mark.parametrize("mode", ["prefill", "compress"])
+def test_a_recorder_of_kinds_around_a_pruner_is_refused(llava, mode):
     model, inputs, kinds = llava
-    with record(model, mass="last", kinds=kinds), halved(kinds, way)(model):
+    with record(model, mass="last", kinds=kinds), halved(kinds, mode)(model):
         with pytest.raises(VDPError, match="kinds describe 55 tokens"):
             run(model, inputs)
     assert untouched(model)

@@ -97,7 +97,7 @@ def test_recorded_attention_equals_the_eager_maps(name):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     maps, plain = eager_maps(model, inputs), run(model, inputs, use_cache=True)
-    with record(model, received=SETS, mass="question", kinds=kinds, key_norms=True,
+    with record(model, accumulated=SETS, mass="question", kinds=kinds, key_norms=True,
                 window=WINDOW) as found:
         got = run(model, inputs)
     assert difference(plain.logits, got.logits) <= 1e-5
@@ -107,7 +107,7 @@ def test_recorded_attention_equals_the_eager_maps(name):
     for one, attention, cached in zip(found.values(), maps, cache_of(plain).layers):
         for query_set in SETS:
             wanted = attention[:, :, rows_of(kinds[0], query_set)].sum(2)
-            assert difference(one.received[query_set], wanted) <= 1e-5
+            assert difference(one.accumulated[query_set], wanted) <= 1e-5
         asks = attention[:, :, rows_of(kinds[0], "question")]
         wanted = torch.stack([asks[..., kinds[0] == kind].sum(-1) for kind in Kind], -1)
         assert difference(one.mass, wanted) <= 1e-5
@@ -118,14 +118,14 @@ def check_batch(name, prompts, side, sets):
     """Every row of a padded batch records what its prompt alone gives."""
     model, _ = build(name)
     inputs, kinds, places = batched(prompts, side)
-    with record(model, received=sets, mass=sets[-1], kinds=kinds, window=WINDOW,
+    with record(model, accumulated=sets, mass=sets[-1], kinds=kinds, window=WINDOW,
                 valid=inputs["attention_mask"].bool()) as found:
         run(model, inputs)
     for row, (place, (alone, row_kinds)) in enumerate(zip(places, prompts)):
         for one, attention in zip(found.values(), eager_maps(model, alone)):
             for query_set in sets:
                 wanted = attention[0][:, rows_of(row_kinds[0], query_set)].sum(1)
-                got = one.received[query_set][row]
+                got = one.accumulated[query_set][row]
                 assert difference(got[:, place], wanted) <= 1e-5
                 assert difference(got.sum(1), wanted.sum(1)) <= 1e-4
             asks = attention[0][:, rows_of(row_kinds[0], sets[-1])]
@@ -149,27 +149,27 @@ def test_a_window_longer_than_a_prompt_is_the_whole_prompt(side):
     model, images = build("llava")
     prompts = [prompt("llava", images), prompt("llava", images, context=2, question=2)]
     inputs, _, _ = batched(prompts, side)
-    with record(model, received=["all", "window"], window=30,
+    with record(model, accumulated=["all", "window"], window=30,
                 valid=inputs["attention_mask"].bool()) as found:
         run(model, inputs)
     for one in found.values():
-        assert difference(one.received["window"][1], one.received["all"][1]) <= 1e-5
+        assert difference(one.accumulated["window"][1], one.accumulated["all"][1]) <= 1e-5
 
 
 @pytest.mark.parametrize("block", [1, 2**22])
-def test_queries_behind_a_cache_see_what_is_cached(llava, block, monkeypatch):
+def test_queries_after_a_cache_see_what_is_cached(llava, block, monkeypatch):
     monkeypatch.setitem(recording.BLOCK_BYTES, "cpu", block)
     model, inputs, kinds = llava
     maps, ids = eager_maps(model, inputs), inputs["input_ids"]
     first = run(model, inputs | dict(input_ids=ids[:, :17], attention_mask=None), use_cache=True)
-    with record(model, received=SETS, mass="last", kinds=kinds, window=WINDOW) as found:
+    with record(model, accumulated=SETS, mass="last", kinds=kinds, window=WINDOW) as found:
         run(model, dict(input_ids=ids[:, 17:]), past_key_values=first.past_key_values)
     for one, attention in zip(found.values(), maps):
-        behind = attention[:, :, 17:]
+        after = attention[:, :, 17:]
         for query_set in SETS:
             rows = rows_of(kinds[0], query_set) - 17
-            wanted = behind[:, :, rows[rows >= 0]].sum(2)
-            assert difference(one.received[query_set], wanted) <= 1e-5
+            wanted = after[:, :, rows[rows >= 0]].sum(2)
+            assert difference(one.accumulated[query_set], wanted) <= 1e-5
         assert float(one.mass.sum(-1).min()) == pytest.approx(1, abs=1e-5)
 
 
@@ -179,15 +179,15 @@ def test_many_blocks_make_the_same_sums(name, monkeypatch):
     prompts = two(name, images)
     for inputs, _, _ in (batched(prompts[:1], "left"), batched(prompts, "left")):
         valid = inputs["attention_mask"].bool()
-        with record(model, received=["all"], valid=valid) as whole:
+        with record(model, accumulated=["all"], valid=valid) as whole:
             expected = run(model, inputs).logits
         with monkeypatch.context() as patch:
             patch.setitem(recording.BLOCK_BYTES, "cpu", 1)
-            with record(model, received=["all"], valid=valid) as blocks:
+            with record(model, accumulated=["all"], valid=valid) as blocks:
                 got = run(model, inputs).logits
         assert difference(got[valid], expected[valid]) <= 1e-5
         for i in whole:
-            assert difference(whole[i].received["all"], blocks[i].received["all"]) <= 1e-5
+            assert difference(whole[i].accumulated["all"], blocks[i].accumulated["all"]) <= 1e-5
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -206,11 +206,11 @@ def test_blocked_attention_is_softmax_attention(queries, keys, masked, monkeypat
     scores = query @ key.repeat_interleave(2, 1).transpose(2, 3) * 0.3
     chances = scores.masked_fill(~seen, -torch.inf).softmax(-1)
     for counted in (None, valid):
-        output, received = blocked_attention(query, key, value, seen if masked else None, 0.3,
+        output, accumulated = blocked_attention(query, key, value, seen if masked else None, 0.3,
                                              counted)
         weight = torch.ones(2, queries) if counted is None else counted.float()
         assert difference(output, chances @ value.repeat_interleave(2, 1)) <= 1e-5
-        assert difference(received, (chances * weight[:, None, :, None]).sum(2)) <= 1e-5
+        assert difference(accumulated, (chances * weight[:, None, :, None]).sum(2)) <= 1e-5
 
 
 def test_bfloat16_is_recorded_in_float32(llava):
@@ -218,16 +218,17 @@ def test_bfloat16_is_recorded_in_float32(llava):
     model = model.bfloat16()
     inputs = inputs | dict(pixel_values=inputs["pixel_values"].bfloat16())
     maps, plain = eager_maps(model, inputs), run(model, inputs).logits
-    with record(model, received=SETS, mass="last", kinds=kinds, key_norms=True,
+    with record(model, accumulated=SETS, mass="last", kinds=kinds, key_norms=True,
                 window=WINDOW) as found:
         got = run(model, inputs).logits
     assert got.dtype == torch.bfloat16 and difference(plain, got) <= 0.25
     for one, attention in zip(found.values(), maps):
-        assert one.received["all"].dtype == one.mass.dtype == one.key_norms.dtype == torch.float32
-        assert one.received["all"].sum(-1).numpy() == pytest.approx(kinds.shape[1], abs=1e-3)
+        taken = one.accumulated["all"], one.mass, one.key_norms
+        assert {tensor.dtype for tensor in taken} == {torch.float32}
+        assert one.accumulated["all"].sum(-1).numpy() == pytest.approx(kinds.shape[1], abs=1e-3)
         for query_set in SETS:
             wanted = attention[:, :, rows_of(kinds[0], query_set)].sum(2)
-            assert difference(one.received[query_set], wanted) <= 0.05
+            assert difference(one.accumulated[query_set], wanted) <= 0.05
 
 
 # ---- only what is asked for
@@ -238,14 +239,14 @@ def test_only_what_is_asked_for_is_recorded(llava):
     with record(model, layers=[2]) as found:
         run(model, inputs)
     assert found == {2: LayerRecord()}
-    with record(model, received=["last"], layers=[3, 0, 3]) as found:
+    with record(model, accumulated=["last"], layers=[3, 0, 3]) as found:
         run(model, inputs)
     assert list(found) == [0, 3]
-    assert list(found[0].received) == ["last"] and found[0].states is None
+    assert list(found[0].accumulated) == ["last"] and found[0].states is None
     assert found[0].mass is None and found[0].key_norms is None
 
 
-@pytest.mark.parametrize("asked", [dict(key_norms=True), dict(received=["last", "question"]),
+@pytest.mark.parametrize("asked", [dict(key_norms=True), dict(accumulated=["last", "question"]),
                                    dict(states=True), dict(mass="window")])
 def test_without_the_set_all_the_logits_are_bit_identical(llava, asked):
     model, inputs, kinds = llava
@@ -267,21 +268,21 @@ def test_states_are_the_queries_keys_and_values_that_attention_sees(llava):
         assert difference(scores.masked_fill(~seen, -torch.inf).softmax(-1), attention) <= 1e-5
 
 
-def test_single_queries_behind_a_cache_are_recorded_on_request_only(llava):
+def test_single_queries_after_a_cache_are_recorded_on_request_only(llava):
     model, inputs, _ = llava
-    with record(model, received=["all"]) as found:
+    with record(model, accumulated=["all"]) as found:
         out = run(model, inputs, use_cache=True)
-        prompted = found[1].received["all"]
+        prompted = found[1].accumulated["all"]
         run(model, dict(input_ids=torch.tensor([[5]])), past_key_values=out.past_key_values)
-    assert found[1].received["all"] is prompted
-    with record(model, received=["all", "last"], decoding=True) as found:
+    assert found[1].accumulated["all"] is prompted
+    with record(model, accumulated=["all", "last"], decoding=True) as found:
         out = run(model, inputs, use_cache=True)
         run(model, dict(input_ids=torch.tensor([[5]])), past_key_values=out.past_key_values)
     longer = torch.cat([inputs["input_ids"], torch.tensor([[5]])], 1)
     maps = eager_maps(model, inputs | dict(input_ids=longer, attention_mask=None))
     for one, attention in zip(found.values(), maps):
-        assert difference(one.received["all"], attention[:, :, -1]) <= 1e-5
-        assert difference(one.received["last"], attention[:, :, -1]) <= 1e-5
+        assert difference(one.accumulated["all"], attention[:, :, -1]) <= 1e-5
+        assert difference(one.accumulated["last"], attention[:, :, -1]) <= 1e-5
 
 
 class Largest(TorchDispatchMode):
@@ -300,8 +301,8 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("asked", [dict(received=SETS, mass="last", key_norms=True),
-                                   dict(received=["all"]), dict(received=["question"])])
+@pytest.mark.parametrize("asked", [dict(accumulated=SETS, mass="last", key_norms=True),
+                                   dict(accumulated=["all"]), dict(accumulated=["question"])])
 def test_no_tensor_of_length_by_length_is_allocated(asked, monkeypatch):
     monkeypatch.setitem(recording.BLOCK_BYTES, "cpu", 1)
     model, images = build("llava")
@@ -313,7 +314,7 @@ def test_no_tensor_of_length_by_length_is_allocated(asked, monkeypatch):
     with record(model, kinds=kinds, **asked), Largest() as seen:
         run(model, inputs)
     limit = length ** 2 / 8
-    if asked == dict(received=["question"]):  # SDPA's own, where an older torch holds maps itself
+    if asked == dict(accumulated=["question"]):  # SDPA's: an older torch holds maps itself
         limit = max(limit, plain.entries + 1)
     assert largest < seen.entries < limit
     with Largest() as seen:
@@ -327,11 +328,11 @@ def test_no_tensor_of_length_by_length_is_allocated(asked, monkeypatch):
 def test_an_exception_restores_the_model(llava):
     model, inputs, kinds = llava
     plain = run(model, inputs).logits
-    with pytest.raises(ZeroDivisionError), record(model, received=["all"]):
+    with pytest.raises(ZeroDivisionError), record(model, accumulated=["all"]):
         raise ZeroDivisionError
     assert left_as_it_was(model)
     broken = model.model.language_model.layers[2].register_forward_hook(lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError), record(model, received=["all"]) as found:
+    with pytest.raises(ZeroDivisionError), record(model, accumulated=["all"]) as found:
         run(model, inputs)
     broken.remove()
     assert left_as_it_was(model)
@@ -341,13 +342,13 @@ def test_an_exception_restores_the_model(llava):
 
 def test_recorders_nest_on_the_same_layers(llava):
     model, inputs, kinds = llava
-    with record(model, received=["all"]) as expected:
+    with record(model, accumulated=["all"]) as expected:
         run(model, inputs)
-    with record(model, received=["last"], layers=[1]) as outer:
-        with record(model, received=["all"], layers=[1]) as inner:
+    with record(model, accumulated=["last"], layers=[1]) as outer:
+        with record(model, accumulated=["all"], layers=[1]) as inner:
             run(model, inputs)
-        assert difference(inner[1].received["all"], expected[1].received["all"]) <= 1e-5
-        assert list(outer[1].received) == ["last"] and list(inner[1].received) == ["all"]
+        assert difference(inner[1].accumulated["all"], expected[1].accumulated["all"]) <= 1e-5
+        assert list(outer[1].accumulated) == ["last"] and list(inner[1].accumulated) == ["all"]
         recorded = outer[1]
         run(model, inputs)
         assert outer[1] is not recorded
@@ -356,8 +357,8 @@ def test_recorders_nest_on_the_same_layers(llava):
 
 def test_recorders_nest_on_different_layers(llava):
     model, inputs, kinds = llava
-    with record(model, received=["last"], layers=[0, 1]) as outer:
-        with record(model, received=["all"], layers=[1, 2]) as inner:
+    with record(model, accumulated=["last"], layers=[0, 1]) as outer:
+        with record(model, accumulated=["all"], layers=[1, 2]) as inner:
             run(model, inputs)
         assert list(outer) == [0, 1] and list(inner) == [1, 2]
         outer.clear(), inner.clear()
@@ -370,18 +371,18 @@ def test_nested_recorders_count_each_their_own_queries(llava):
     model, inputs, kinds = llava
     valid = torch.ones_like(kinds, dtype=torch.bool)
     valid[:, :20] = False
-    with record(model, received=["all"]) as outer, record(model, received=["all"], valid=valid) \
-            as inner:
+    with record(model, accumulated=["all"]) as outer, \
+            record(model, accumulated=["all"], valid=valid) as inner:
         run(model, inputs)
     length = kinds.shape[1]
-    assert outer[0].received["all"].sum(-1).numpy() == pytest.approx(length, abs=1e-3)
-    assert inner[0].received["all"].sum(-1).numpy() == pytest.approx(length - 20, abs=1e-3)
+    assert outer[0].accumulated["all"].sum(-1).numpy() == pytest.approx(length, abs=1e-3)
+    assert inner[0].accumulated["all"].sum(-1).numpy() == pytest.approx(length - 20, abs=1e-3)
 
 
 @pytest.mark.parametrize("layers", [([1], [1]), ([0], [3])])
 def test_recorders_ended_in_the_wrong_order_restore_the_model(llava, layers):
     model, inputs, kinds = llava
-    outer, inner = (record(model, received=["last"], layers=some) for some in layers)
+    outer, inner = (record(model, accumulated=["last"], layers=some) for some in layers)
     outer.__enter__(), inner.__enter__()
     outer.__exit__(None, None, None)
     run(model, inputs)
@@ -395,12 +396,12 @@ def test_recorders_ended_in_the_wrong_order_restore_the_model(llava, layers):
 
 def test_attention_maps_are_refused(llava):
     model, inputs, kinds = llava
-    with record(model, received=["last"]):
+    with record(model, accumulated=["last"]):
         with pytest.raises(VDPError, match="output_attentions=True returns nothing under SDPA"):
             run(model, inputs, output_attentions=True)
     assert left_as_it_was(model)
     model.config._output_attentions = True
-    with record(model, received=["last"]):
+    with record(model, accumulated=["last"]):
         with pytest.raises(VDPError, match="output_attentions=True returns nothing under SDPA"):
             run(model, inputs)
     assert left_as_it_was(model)
@@ -410,17 +411,17 @@ def test_softcapped_attention_is_refused_by_name():
     config = t.Gemma2Config(**TEXT, attn_logit_softcapping=50.0)
     model = t.Gemma2ForCausalLM(config).eval()
     own = model.config._attn_implementation  # eager or SDPA, by the version of transformers
-    with record(model, received=["last"]), pytest.raises(VDPError, match="softcap"):
+    with record(model, accumulated=["last"]), pytest.raises(VDPError, match="softcap"):
         run(model, dict(input_ids=torch.tensor([[3, 4, 5]])))
     assert left_as_it_was(model, own)
 
 
 @pytest.mark.parametrize("asked, message", [
-    (dict(received=["some"]), "unknown query set 'some': choose all"),
+    (dict(accumulated=["some"]), "unknown query set 'some': choose all"),
     (dict(mass="some"), "unknown query set 'some'"),
     (dict(mass="all"), "mass='all' would hold a row for every query"),
     (dict(mass="last", kinds=None), "needs kinds="),
-    (dict(received=["question"], kinds=None), "needs kinds="),
+    (dict(accumulated=["question"], kinds=None), "needs kinds="),
     (dict(layers=[0, 4]), "layer 4 does not exist: .* has layers 0 to 3"),
     (dict(layers=[-1]), "layer -1 does not exist")])
 def test_a_request_that_cannot_be_met_is_refused(llava, asked, message):
@@ -445,7 +446,7 @@ def unfit():
 @pytest.mark.parametrize("name", ["gpt2", "t5", "linear", "stack"])
 def test_a_model_without_instrumentable_attention_is_refused(name):
     with pytest.raises(VDPError, match="decoder-only language model|cannot be instrumented"):
-        record(unfit()[name], received=["last"])
+        record(unfit()[name], accumulated=["last"])
 
 
 def test_kinds_of_another_length_are_refused_for_a_whole_prompt(llava):
@@ -460,12 +461,12 @@ def test_kinds_of_another_length_are_refused_for_a_whole_prompt(llava):
 def test_decoding_is_recorded_with_the_kinds_of_the_prompt(llava):
     model, inputs, kinds = llava
     with record(model, mass="last", kinds=kinds, valid=torch.ones_like(kinds, dtype=torch.bool),
-                received=["all"], decoding=True) as recording:
+                accumulated=["all"], decoding=True) as recording:
         output = run(model, inputs, use_cache=True)
         for _ in range(2):
             output = run(model, dict(input_ids=inputs["input_ids"][:, -1:],
                                      past_key_values=output.past_key_values))
     length = kinds.shape[1] + 2
     for one in recording.values():
-        assert one.received["all"].shape[-1] == length and one.mass.shape[2] == 1
+        assert one.accumulated["all"].shape[-1] == length and one.mass.shape[2] == 1
         assert one.mass.sum(-1).numpy() == pytest.approx(1, abs=1e-5)

@@ -18,7 +18,7 @@ from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.strategies import STRATEGIES, Evidence, find_strategy
 from vdp_utils.attention.tokens import Kind, token_kinds
-from vdp_utils.attention.ways import WAYS
+from vdp_utils.attention.modes import MODES
 from vdp_utils.errors import VDPError
 
 LENGTH, HEADS, KV_HEADS, WIDTH = 40, 4, 2, 8
@@ -41,7 +41,7 @@ def evidence():
     asks = [" Does", " the", " fox", " eat", " bread", "?"]
     return Evidence(
         kinds, torch.arange(LENGTH) >= 3, torch.arange(7, 32),
-        received={name: draw(HEADS, LENGTH).exp()
+        accumulated={name: draw(HEADS, LENGTH).exp()
                   for name in ("all", "question", "last", "window")},
         keys=draw(KV_HEADS, LENGTH, WIDTH), values=draw(KV_HEADS, LENGTH, WIDTH),
         queries=draw(HEADS, LENGTH, WIDTH), log_probs=-draw(LENGTH).exp(),
@@ -67,43 +67,44 @@ def numbers(tensor):
 
 @pytest.mark.parametrize("heads, reduce", [("max", np.max), ("mean", np.mean)])
 @pytest.mark.parametrize("query_set", ["all", "question", "last"])
-def test_received_inverse_and_text_first_use_the_heads_and_queries_asked(
+def test_accumulated_inverse_and_text_first_use_the_heads_and_queries_asked(
         evidence, heads, reduce, query_set):
     evidence.heads, evidence.query_set = heads, query_set
-    wanted = reduce(numbers(evidence.received[query_set])[:, 7:32], 0)
-    close("received", evidence, wanted)
+    wanted = reduce(numbers(evidence.accumulated[query_set])[:, 7:32], 0)
+    close("accumulated", evidence, wanted)
     close("inverse", evidence, -wanted)
     evidence.candidates = torch.arange(3, 32)
-    got, own = scored("text_first", evidence), numbers(evidence.received[query_set])[:, 3:32]
+    got, own = scored("text_first", evidence), numbers(evidence.accumulated[query_set])[:, 3:32]
     assert got[:4].max() < got[4:].min()
     assert np.allclose(got[:4], reduce(own, 0)[:4])
     assert np.argsort(got[4:]).tolist() == np.argsort(reduce(own, 0)[4:]).tolist()
 
 
-def test_received_normalised_is_the_mean_over_the_queries_that_see_a_token(evidence):
+def test_accumulated_normalised_is_the_mean_over_the_queries_that_see_a_token(evidence):
     seeing = np.array([LENGTH - j for j in range(7, 32)])
-    close("received_normalised", evidence,
-          numbers(evidence.received["all"])[:, 7:32].max(0) / seeing)
+    close("accumulated_normalised", evidence,
+          numbers(evidence.accumulated["all"])[:, 7:32].max(0) / seeing)
     evidence.real = torch.arange(LENGTH) < 36
-    close("received_normalised", evidence,
-          numbers(evidence.received["all"])[:, 7:32].max(0) / (seeing - 4))
+    close("accumulated_normalised", evidence,
+          numbers(evidence.accumulated["all"])[:, 7:32].max(0) / (seeing - 4))
 
 
-def test_received_normalised_counts_the_queries_of_its_set(evidence):
+def test_accumulated_normalised_counts_the_queries_of_its_set(evidence):
     evidence.query_set = "question"
-    close("received_normalised", evidence, numbers(evidence.received["question"])[:, 7:32].max(0)
+    close("accumulated_normalised", evidence,
+          numbers(evidence.accumulated["question"])[:, 7:32].max(0)
           / 6)
 
 
 def test_attention_strategies_equal_their_formulas(evidence):
-    received = {name: numbers(x) for name, x in evidence.received.items()}
-    close("h2o", evidence, received["all"][:, 7:32].sum(0))
-    close("last_token", evidence, received["last"][:, 7:32].mean(0))
-    close("fastv_visual", evidence, received["last"][:, 7:32].mean(0))
+    accumulated = {name: numbers(x) for name, x in evidence.accumulated.items()}
+    close("h2o", evidence, accumulated["all"][:, 7:32].sum(0))
+    close("last_token", evidence, accumulated["last"][:, 7:32].mean(0))
+    close("fastv_visual", evidence, accumulated["last"][:, 7:32].mean(0))
 
 
 def test_snapkv_pools_over_the_tokens_before_its_window_and_keeps_the_window(evidence):
-    mean, before = numbers(evidence.received["window"]).mean(0), LENGTH - evidence.window
+    mean, before = numbers(evidence.accumulated["window"]).mean(0), LENGTH - evidence.window
     padded = np.pad(mean[:before], 2)
     wanted = [padded[j:j + 5].mean() if j < before else mean.max() + 1 for j in range(7, 32)]
     close("snapkv", evidence, wanted)
@@ -146,11 +147,11 @@ def test_expected_attention_foretells_the_attention_of_normal_queries():
 
 
 def test_debiased_is_what_a_cubic_leaves_of_the_logarithm(evidence):
-    logs, x = np.log(numbers(evidence.received["all"])[:, 7:32].max(0)), np.arange(25)
+    logs, x = np.log(numbers(evidence.accumulated["all"])[:, 7:32].max(0)), np.arange(25)
     close("debiased", evidence, logs - np.polyval(np.polyfit(x, logs, 3), x))
     trend = torch.exp(torch.linspace(3, -2, LENGTH))
-    level = evidence.received["all"] / evidence.received["all"] * trend
-    evidence.received["all"] = level
+    level = evidence.accumulated["all"] / evidence.accumulated["all"] * trend
+    evidence.accumulated["all"] = level
     assert abs(scored("debiased", evidence)).max() < 1e-4
     for n in range(1, 5):
         evidence.candidates = torch.arange(7, 7 + n)
@@ -276,7 +277,7 @@ def test_scores_that_are_no_numbers_are_refused(value):
 
 
 def test_an_unknown_strategy_is_refused_with_the_nearest_names():
-    for wrong, near in (("recieved", "received"), ("snapKV", "snapkv"), ("h20", "h2o")):
+    for wrong, near in (("acumulated", "accumulated"), ("snapKV", "snapkv"), ("h20", "h2o")):
         with pytest.raises(VDPError, match=f"unknown strategy '{wrong}': did you mean .*{near}"):
             find_strategy(wrong)
     with pytest.raises(VDPError) as error:
@@ -319,12 +320,12 @@ def words(tiny):
     return inputs, kinds, marked
 
 
-@pytest.mark.parametrize("name, way", [
-    (name, way) for name in STRATEGIES for way in WAYS])
-def test_every_strategy_drops_as_many_tokens(tiny, words, name, way):
+@pytest.mark.parametrize("name, mode", [
+    (name, mode) for name in STRATEGIES for mode in MODES])
+def test_every_strategy_drops_as_many_tokens(tiny, words, name, mode):
     inputs, kinds, marked = words
     context = int((kinds == Kind.CONTEXT).sum())
-    with ContextPruner(0.3, name, way, layer=0, processor=tiny.processor,
+    with ContextPruner(0.3, name, mode, layer=0, processor=tiny.processor,
                        evidence=marked)(tiny.model) as pruner:
         run(tiny.model, inputs)
     assert pruner.kept.index.shape[1] == kinds.shape[1] - math.floor(0.3 * context)
@@ -347,19 +348,19 @@ def test_the_image_goes_before_the_text_and_the_text_when_it_is_gone():
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl"])
-def test_inverse_keeps_less_attention_than_random_and_random_less_than_received(name):
+def test_inverse_keeps_less_attention_than_random_and_random_less_than_accumulated(name):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
-    received = eager_maps(model, inputs)[1][0].sum(1).amax(0)
+    accumulated = eager_maps(model, inputs)[1][0].sum(1).amax(0)
     mass = {}
-    for strategy in ("inverse", "random", "received"):
+    for strategy in ("inverse", "random", "accumulated"):
         masses = []
         for seed in range(3 if strategy == "random" else 1):
             with ContextPruner(0.5, strategy, layer=1, kinds=kinds, seed=seed)(model) as pruner:
                 run(model, inputs)
-            masses.append(float(received[pruner.kept.index[0]].sum()))
+            masses.append(float(accumulated[pruner.kept.index[0]].sum()))
         mass[strategy] = np.array(masses)
-    assert (mass["inverse"] < mass["random"]).all() and (mass["random"] < mass["received"]).all()
+    assert (mass["inverse"] < mass["random"]).all() and (mass["random"] < mass["accumulated"]).all()
 
 
 @pytest.mark.parametrize("name", ["h2o", "snapkv", "last_token", "key_norm"])
@@ -396,7 +397,7 @@ def log_probs(model, inputs, kinds):
 
     object.__setattr__(STRATEGIES["perplexity"], "score", spy)
     try:
-        with ContextPruner(0.5, "perplexity", "kv", kinds=kinds)(model):
+        with ContextPruner(0.5, "perplexity", "evict", kinds=kinds)(model):
             run(model, inputs)
     finally:
         object.__setattr__(STRATEGIES["perplexity"], "score", score)
@@ -423,7 +424,7 @@ def test_asked_log_probabilities_are_those_of_the_question_put_first():
     logits = run(model, dict(images, input_ids=turned)).logits[0].log_softmax(-1)
     plain = run(model, inputs).logits[0].log_softmax(-1)
     gain = torch.stack([logits[i + 5, ids[0, i]] - plain[i - 1, ids[0, i]] for i in range(7, 47)])
-    with ContextPruner(0.5, "contrastive_perplexity", "kv", kinds=kinds)(model) as pruner:
+    with ContextPruner(0.5, "contrastive_perplexity", "evict", kinds=kinds)(model) as pruner:
         run(model, inputs)
     best = (7 + gain.topk(20).indices).tolist()
     assert set(pruner.kept.index[0].tolist()) == {*range(7), *range(47, 55), *best}
@@ -434,11 +435,11 @@ def test_questions_are_put_first_in_each_row_of_a_batch_with_deep_image_features
     model, images = build("qwen3_vl")
     prompts = two("qwen3_vl", images)
     inputs, kinds, places = batched(prompts, side)
-    with ContextPruner(0.5, "contrastive_perplexity", "kv", kinds=kinds)(model) as pruner:
+    with ContextPruner(0.5, "contrastive_perplexity", "evict", kinds=kinds)(model) as pruner:
         run(model, inputs)
     rows = zip(prompts, places, pruner.log_probs, pruner.kept.index, pruner.kept.real)
     for (alone, row_kinds), place, found, index, real in rows:
-        with ContextPruner(0.5, "contrastive_perplexity", "kv", kinds=row_kinds)(model) as one:
+        with ContextPruner(0.5, "contrastive_perplexity", "evict", kinds=row_kinds)(model) as one:
             run(model, alone)
         assert torch.equal(index[real], place[one.kept.index[0]])
         for got, wanted in zip(found, one.log_probs[0]):
@@ -450,7 +451,7 @@ def test_a_prompt_without_a_question_has_none_to_put_first():
     inputs, kinds = prompt("llava", images)
     kinds[kinds == Kind.QUESTION] = int(Kind.TEMPLATE)
     with pytest.raises(VDPError, match="puts the question first: the prompt has none"):
-        with ContextPruner(0.5, "contrastive_perplexity", "kv", kinds=kinds)(model):
+        with ContextPruner(0.5, "contrastive_perplexity", "evict", kinds=kinds)(model):
             run(model, inputs)
 
 
@@ -459,10 +460,10 @@ def test_padding_changes_no_log_probability():
     prompts = two("llava", images)
     for side in ("left", "right"):
         inputs, kinds, places = batched(prompts, side)
-        with ContextPruner(0.5, "perplexity", "kv", kinds=kinds)(model) as pruner:
+        with ContextPruner(0.5, "perplexity", "evict", kinds=kinds)(model) as pruner:
             run(model, inputs)
         rows = zip(prompts, places, pruner.kept.index.clone(), pruner.kept.real.clone())
         for (alone, row_kinds), place, index, real in rows:
-            with ContextPruner(0.5, "perplexity", "kv", kinds=row_kinds)(model) as one:
+            with ContextPruner(0.5, "perplexity", "evict", kinds=row_kinds)(model) as one:
                 run(model, alone)
             assert torch.equal(index[real], place[one.kept.index[0]])

@@ -112,10 +112,10 @@ def test_the_head_maximum_rule_spreads_attention_in_some_head():
     rows = torch.arange(6)
     assert (maps.triu(1) == 0).all() and maps.sum(-1) == pytest.approx(np.ones((2, 6)))
     evidence = Evidence(torch.tensor([2, 2, 2, 2, 2, 3]), torch.ones(6, dtype=torch.bool), rows[:5],
-                        received={"all": maps.sum(1)})
+                        accumulated={"all": maps.sum(1)})
     kept = torch.ones(6, dtype=torch.bool)
     kept[:5] = False
-    kept[keep(STRATEGIES["received"].score(evidence), kept_count(5, 0.2))] = True
+    kept[keep(STRATEGIES["accumulated"].score(evidence), kept_count(5, 0.2))] = True
     assert kept.tolist() == [True, True, True, True, False, True]
     last = maps[:, -1]
     after = theory.renormalised(last, kept)

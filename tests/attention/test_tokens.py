@@ -34,7 +34,7 @@ def tokenizer(make_tokenizer):
 @pytest.fixture
 def spaced():
     """A tokenizer in the manner of Llama's: a word's space is its first sign, and every text,
-    also behind a special token, starts with one."""
+    also after a special token, starts with one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -101,7 +101,7 @@ def test_earlier_turns_are_context(tokenizer):
     assert said(tokenizer, ids, kinds, Kind.QUESTION) == tight("Is there a fox?")
 
 
-def test_blank_lines_behind_the_question_do_not_hide_it(tokenizer):
+def test_blank_lines_after_the_question_do_not_hide_it(tokenizer):
     ids = prompt(tokenizer, turn("user", "There is a bird.\nIs there a fox?\n\n  "))
     kinds = token_kinds(ids, tokenizer)
     assert said(tokenizer, ids, kinds, Kind.QUESTION) == "Isthereafox?"
@@ -135,7 +135,7 @@ def test_a_tokenizer_that_writes_spaces_as_signs_is_read_as_well(spaced):
     assert said(spaced, ids, kinds, Kind.CONTEXT) == tight(context)
 
 
-def test_a_space_behind_a_special_token_does_not_hide_a_turn(spaced):
+def test_a_space_after_a_special_token_does_not_hide_a_turn(spaced):
     ids = prompt(spaced, turn("user", "Is there a fox?"), turn("assistant", "Yes"),
                  turn("user", "Is there a bird?"))
     kinds = token_kinds(ids, spaced)

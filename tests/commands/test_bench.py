@@ -55,18 +55,18 @@ def test_eager_is_left_out_where_its_maps_would_not_fit(model, monkeypatch):
 
 
 def test_cache_bytes_equal_their_formula_for_every_way(pruned):
-    assert list(pruned["way"]) == ["none", "inflight", "rerun", "kv"]
+    assert list(pruned["mode"]) == ["none", "prefill", "compress", "evict"]
     assert (pruned["cache_bytes"] == pruned["cache_formula"]).all()
     whole, half = pruned["cache_bytes"].iloc[0], pruned["cache_bytes"].iloc[1]
     assert whole / half == pytest.approx((104 + 100 + 16) / (104 + 50 + 16))
 
 
-def test_only_inflight_has_a_bound_and_kv_saves_no_operations(pruned):
-    table = pruned.set_index("way")
-    assert table["bound_s"].notna().to_dict() == dict(none=False, inflight=True, rerun=False,
-                                                      kv=False)
+def test_only_prefill_has_a_bound_and_evict_saves_no_operations(pruned):
+    table = pruned.set_index("mode")
+    assert table["bound_s"].notna().to_dict() == dict(none=False, prefill=True, compress=False,
+                                                      evict=False)
     work = table["operations"]
-    assert work["none"] == work["kv"] == 1 and work["inflight"] < work["rerun"]
+    assert work["none"] == work["evict"] == 1 and work["prefill"] < work["compress"]
 
 
 def test_an_early_layer_leaves_more_to_the_shorter_prompt(model, monkeypatch):
@@ -76,7 +76,7 @@ def test_an_early_layer_leaves_more_to_the_shorter_prompt(model, monkeypatch):
     monkeypatch.setattr(bench, "ContextPruner",
                         lambda *args, **kwargs: made.append(kwargs) or original(*args, **kwargs))
     table = bench.early_table(deep, 100, repeats=1)
-    assert list(table["way"]) == ["none", "inflight"] and {one["layer"] for one in made} == {1}
+    assert list(table["mode"]) == ["none", "prefill"] and {one["layer"] for one in made} == {1}
     config, kept = decoder_of(deep).config, 104 + 25 + 16
     expected = bench.operations(config, 220, 2) + bench.operations(config, kept, 14)
     assert table["operations"].iloc[1] == expected / bench.operations(config, 220, 16)
@@ -104,12 +104,12 @@ def test_layers_alone_leave_the_model_as_it_was(model):
 
 def test_break_even_is_where_both_take_as_long():
     line = dict(length=64, rate=0.5, bound_s=math.nan)
-    table = pd.DataFrame([line | dict(way="none", first_token_s=10.0, token_s=2.0),
-                          line | dict(way="inflight", first_token_s=4.0, token_s=1.0),
-                          line | dict(way="kv", first_token_s=11.0, token_s=1.5),
-                          line | dict(way="rerun", first_token_s=11.0, token_s=2.0)])
-    found = bench.break_even(table).set_index("way")["tokens"]
-    assert found.to_dict() == dict(inflight=0.0, kv=2.0, rerun=math.inf)
+    table = pd.DataFrame([line | dict(mode="none", ttft_s=10.0, tpot_s=2.0),
+                          line | dict(mode="prefill", ttft_s=4.0, tpot_s=1.0),
+                          line | dict(mode="evict", ttft_s=11.0, tpot_s=1.5),
+                          line | dict(mode="compress", ttft_s=11.0, tpot_s=2.0)])
+    found = bench.break_even(table).set_index("mode")["tokens"]
+    assert found.to_dict() == dict(prefill=0.0, evict=2.0, compress=math.inf)
 
 
 def test_peak_increase_sees_what_a_call_holds():
@@ -125,7 +125,7 @@ def test_parts_that_are_there_are_not_measured_again(tmp_path, monkeypatch, mode
 
     def table(model, length, repeats):
         calls.append(length)
-        return pd.DataFrame([dict(length=length, way="none", rate=0.0, repeats=repeats)])
+        return pd.DataFrame([dict(length=length, mode="none", rate=0.0, repeats=repeats)])
 
     monkeypatch.setattr(bench, "pruning_table", table)
     monkeypatch.setattr(bench, "wide_lvlm", lambda: model)
@@ -141,23 +141,24 @@ def test_an_unknown_part_is_refused(tmp_path):
         bench.run(tmp_path, (64,), 1, ["speed"])
 
 
-def test_peers_stand_beside_no_pruning_at_their_own_length():
+def test_baselines_stand_beside_no_pruning_at_their_own_length():
     times = pd.DataFrame([
-        dict(length=length, rate=0.75, setting=setting, first_token_s=first, token_s=token)
+        dict(length=length, rate=0.75, setting=setting, ttft_s=first, tpot_s=token)
         for length, setting, first, token in (
             (1024, "none", 2, 0.1), (1024, "kvpress SnapKV", 3, 0.05),
             (2048, "none", 5, 0.2), (2048, "kvpress SnapKV", 6, 0.1))])
-    text = bench.report(dict(peers_times=times))
+    text = bench.report(dict(baselines_times=times))
     assert "Rate 0.75:" in text and "| kvpress SnapKV | 1.50 | 0.50 | 1.20 | 0.50 |" in text
 
 
 def test_what_is_relative_stands_beside_no_pruning_at_its_own_length():
-    lines = [dict(length=length, way=way, first_token_s=first, bound_s=bound)
-             for length, way, first, bound in ((64, "none", 2.0, math.nan), (64, "kv", 3.0, 1.0),
-                                               (128, "none", 8.0, math.nan), (128, "kv", 6.0, 4.0))]
+    lines = [dict(length=length, mode=mode, ttft_s=first, bound_s=bound)
+             for length, mode, first, bound in (
+                 (64, "none", 2.0, math.nan), (64, "evict", 3.0, 1.0),
+                 (128, "none", 8.0, math.nan), (128, "evict", 6.0, 4.0))]
     found = relative(pd.DataFrame(lines))
-    assert list(found["way"]) == ["kv", "kv"] and list(found["length"]) == [64, 128]
-    assert list(found["first_token_s"]) == [1.5, 0.75] and list(found["bound_s"]) == [0.5, 0.5]
+    assert list(found["mode"]) == ["evict", "evict"] and list(found["length"]) == [64, 128]
+    assert list(found["ttft_s"]) == [1.5, 0.75] and list(found["bound_s"]) == [0.5, 0.5]
 
 
 def test_the_committed_page_is_what_the_committed_tables_give():
@@ -175,8 +176,8 @@ def test_the_page_shows_every_table_and_no_more_than_there_are():
         assert whole.count("\n|") > less.count("\n|") + 1, name  # more than its machine is gone
 
 
-def test_the_peers_score_as_ours_do_once_they_have_the_same_statistics():
-    scores = bench.tables_of(bench_folder("full"))["peers_scores"]
+def test_the_baselines_score_as_ours_do_once_they_have_the_same_statistics():
+    scores = bench.tables_of(bench_folder("full"))["baselines_scores"]
     assert (scores.loc[scores["note"] != "own query statistics", "difference"] <= 2e-7).all()
 
 
@@ -194,6 +195,6 @@ def test_figures_are_drawn_from_the_stored_tables(tmp_path, pruned, model):
     for name in ("recording", "pruning"):
         assert f"](figures/bench_{name}.png)" in text
     assert "| 80 | " in text and "1024 wide, 16 layers, rate 0.75:" in text
-    (line,) = [line for line in text.splitlines() if "| kv |" in line]
+    (line,) = [line for line in text.splitlines() if "| evict |" in line]
     cells = [cell.strip() for cell in line.split("|")]
-    assert cells[1:3] == ["4096", "kv"] and cells[5] == "1.00" and cells[8] == "0.77"
+    assert cells[1:3] == ["4096", "evict"] and cells[5] == "1.00" and cells[8] == "0.77"

@@ -14,9 +14,8 @@ from vdp_utils import commands, paths
 from vdp_utils.commands.__main__ import app, main
 from vdp_utils.errors import VDPError
 
-COMMANDS = ("run", "figures", "bench", "peers", "train", "held-out")
+COMMANDS = ("run", "figures", "bench", "baselines", "train", "held-out")
 FOR_OTHERS = {"__init__", "__main__", "inputs"}  # modules that are no command
-NAMED_OTHERWISE = {"figures": "redraw"}
 HEAVY = {"torch", "transformers", "numpy", "pandas", "matplotlib", "papermill", "snakemake"}
 
 
@@ -26,7 +25,7 @@ def vdp(*arguments):
 
 
 def module_of(command):
-    return NAMED_OTHERWISE.get(command, command.replace("-", "_"))
+    return command.replace("-", "_")
 
 
 def test_help_is_a_table_of_contents():
@@ -65,7 +64,7 @@ def test_help_waits_for_nothing_heavy():
     ("bench", "--profile full --length 64 --length 128 --part pruning_wide --repeats 2",
      ("full", [64, 128], ["pruning_wide"], 2)),
     ("bench", "", ("quick", [], [], 5)),
-    ("peers", "", ("quick", [1024, 2048], 5)),
+    ("baselines", "", ("quick", [1024, 2048], 5)),
     ("train", "--size M --minutes 3 --start-from S",
      ("m", 3, Path("build/training"), "S", None, 750, 0, False)),
     ("train", "--instrument far --start-from s --steps 9 --seed 2 --export",
@@ -107,10 +106,10 @@ def test_any_other_error_is_a_fault_and_keeps_its_traceback(monkeypatch):
 
 
 def test_kvpress_is_not_expected_here(monkeypatch):
-    from vdp_utils.commands.peers import peers
+    from vdp_utils.commands.baselines import baselines
 
-    with pytest.raises(VDPError, match="kvpress is not installed here: run make peers"):
-        peers()
+    with pytest.raises(VDPError, match="kvpress is not installed here: run make baselines"):
+        baselines()
 
 
 def test_the_script_is_installed():

@@ -108,8 +108,8 @@ def test_the_output_is_in_build_by_default(tmp_path, monkeypatch):
 
 def test_an_error_of_the_study_is_its_sentence_alone(tmp_path, capsys):
     notebook = write_notebook(tmp_path / "a.ipynb", "from vdp_utils.errors import VDPError",
-                              "raise VDPError('no such lure: choose one')")
-    with pytest.raises(VDPError, match="a.ipynb: no such lure: choose one$"):
+                              "raise VDPError('no such kind: choose one')")
+    with pytest.raises(VDPError, match="a.ipynb: no such kind: choose one$"):
         run(notebook, tmp_path / "b.ipynb")
     assert capsys.readouterr().err == ""
 

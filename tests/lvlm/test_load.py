@@ -36,7 +36,7 @@ SCALE = 0.5
 def logits(lvlm, length=40):
     """Logits (tokens, vocabulary) of one prompt with an image."""
     (sample,) = presence_samples("evaluation", 1)
-    prefix = prompts.shared_prefix(lvlm, sample, "same", length)
+    prefix = prompts.shared_prefix(lvlm, sample, "same_image", length)
     with torch.no_grad():
         return lvlm.model(**prompts.tensors(prefix, "cpu")).logits[0]
 
@@ -326,7 +326,7 @@ def test_committed_weights_match_their_manifests_and_are_small():
 
 def test_what_it_can_see_was_measured_on_enough_questions():
     wanted = {("presence", "image"), ("presence", "image blanked"), ("presence", "image swapped"),
-              ("presence", "scene in words, 512 tokens"), ("presence", "held-out nouns"),
+              ("presence", "text description, 512 tokens"), ("presence", "held-out nouns"),
               ("presence", "held-out templates"), ("presence", "held-out backgrounds"),
               ("position", "image"), ("position", "image blanked"), ("relation", "image"),
               ("counting", "image"), ("naming", "image")}
@@ -355,9 +355,9 @@ def test_s_reaches_what_it_was_meant_to_see(skill):
     assert table.loc[(skill, "image"), "value"] >= TARGETS[skill]
 
 
-def test_s_reads_a_scene_told_in_words():
+def test_s_reads_a_text_description():
     table = pd.read_csv(MODELS / "s" / "held_out.csv").set_index(["skill", "setting"])
-    assert table.loc[("presence", "scene in words, 512 tokens"), "value"] >= 0.90
+    assert table.loc[("presence", "text description, 512 tokens"), "value"] >= 0.90
 
 
 def test_the_embedded_model_loads_in_seconds(embedded, capsys):
@@ -370,7 +370,7 @@ def test_a_thousand_tokens_are_read_in_about_a_second(embedded, capsys):
     lvlm, seconds = embedded[0], []
     (sample,) = presence_samples("evaluation", 1)
     length = 1024 - len(prompts.opening(lvlm, sample.image()))
-    prefix = prompts.shared_prefix(lvlm, sample, "same", length)
+    prefix = prompts.shared_prefix(lvlm, sample, "same_image", length)
     assert len(prefix) == 1024
     for _ in range(3):
         started = time.perf_counter()
@@ -386,7 +386,7 @@ def test_the_embedded_model_looks_at_the_image(embedded):
     """60-odd questions on 12 images: few, but chance would pass here once in hundreds."""
     samples, found = presence_samples("evaluation", 12), {}
     for image in ("own", "blank"):
-        one = condition(embedded[0], "same", 0, image)
+        one = condition(embedded[0], "same_image", 0, image)
         rows = [row for sample in samples for row in measure_sample(embedded[0], sample, one)]
         found[image] = stats.balanced_accuracy(pd.DataFrame(rows)).value
     assert found["own"] > 0.7 and abs(found["blank"] - 0.5) < 0.2, found

@@ -70,7 +70,7 @@ def test_contexts_differ_between_seeds_and_samples_only(tiny, samples, kind):
 
 
 @pytest.mark.parametrize("kind, distinct, most", [
-    ("same", 80, 0.10), ("other", 350, 0.05), ("mentions", 350, 0.05)])
+    ("same_image", 80, 0.10), ("other_images", 350, 0.05), ("misleading", 350, 0.05)])
 def test_long_contexts_are_varied(base_tokenizer, samples, kind, distinct, most):
     """Distinct lines in 8192 tokens, and the share of the line said most often."""
     for sample in samples[:4]:
@@ -81,7 +81,7 @@ def test_long_contexts_are_varied(base_tokenizer, samples, kind, distinct, most)
         assert said.most_common(1)[0][1] / len(lines) <= most, said.most_common(3)
 
 
-@pytest.mark.parametrize("kind", ["same", "other"])
+@pytest.mark.parametrize("kind", ["same_image", "other_images"])
 def test_8192_tokens_never_state_the_answer(base_tokenizer, samples, kind):
     for sample in samples[:4]:
         text = base_tokenizer.decode(prompts.context(base_tokenizer, kind, sample, 8192))
@@ -91,13 +91,13 @@ def test_8192_tokens_never_state_the_answer(base_tokenizer, samples, kind):
 
 @pytest.mark.parametrize("image", ["own", "blank", "swapped"])
 def test_prefix_is_template_image_context_and_kinds_say_which(tiny, samples, image):
-    prefix = prompts.shared_prefix(tiny, samples[0], "other", 257, image=image)
+    prefix = prompts.shared_prefix(tiny, samples[0], "other_images", 257, image=image)
     kinds = Counter(prefix.kinds.tolist())
     assert (kinds[Kind.IMAGE], kinds[Kind.CONTEXT], kinds[Kind.QUESTION]) == (100, 257, 0)
     assert kinds[Kind.TEMPLATE] == len(prefix) - 357 > 0
     np.testing.assert_array_equal(prefix.kinds == Kind.IMAGE,
                                   prefix.input_ids == tiny.image_token_id)
-    context = prompts.context(tiny.tokenizer, "other", samples[0], 257)
+    context = prompts.context(tiny.tokenizer, "other_images", samples[0], 257)
     assert (prefix.kinds[-257:] == Kind.CONTEXT).all()
     assert prefix.input_ids[-257:].tolist() == context.tolist()
     assert prefix.images["pixel_values"].shape == (1, 3, scenes.SIZE, scenes.SIZE)
@@ -106,10 +106,10 @@ def test_prefix_is_template_image_context_and_kinds_say_which(tiny, samples, ima
 def test_whole_prompt_reads_as_the_chat_template_says(tiny, samples):
     sample = samples[0]
     question = sample.questions[0]
-    prefix = prompts.shared_prefix(tiny, sample, "other", 300)
+    prefix = prompts.shared_prefix(tiny, sample, "other_images", 300)
     asking = prompts.asking(tiny, question)
     whole = prompts.join(prefix, asking)
-    said = tiny.tokenizer.decode(prompts.context(tiny.tokenizer, "other", sample, 300))
+    said = tiny.tokenizer.decode(prompts.context(tiny.tokenizer, "other_images", sample, 300))
     assert tiny.tokenizer.decode(whole.input_ids) == (
         "<|im_start|>user\n" + 100 * "<image>" + "\n" + said + "About the image: " + question.text
         + "<|im_end|>\n<|im_start|>assistant\n")
@@ -139,23 +139,24 @@ def test_every_token_of_every_prompt_has_the_right_kind(tiny, samples, kind):
                 assert context.tolist() == list(range(start, start + length))
 
 
-def test_the_scene_in_words_takes_the_image_s_place(tiny, samples):
+def test_the_text_description_takes_the_image_s_place(tiny, samples):
     for sample in samples[:10]:
-        prefix = prompts.shared_prefix(tiny, sample, "other", 300, image="words")
+        prefix = prompts.shared_prefix(tiny, sample, "other_images", 300, image="text")
         assert tiny.image_token_id not in prefix.input_ids and prefix.images == {}
         said = tiny.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.IMAGE])
-        told = re.fullmatch(r"User: .+\nAssistant: The image shows the following\. (.+)\n", said)
+        described = re.fullmatch(
+            r"User: .+\nAssistant: The image shows the following\. (.+)\n", said)
         for noun, count in sample.picture.counts.items():
             form = noun if count == 1 else dialogues.plural(noun)
-            assert re.search(rf"\b{form}\b", told[1])
+            assert re.search(rf"\b{form}\b", described[1])
 
 
 @pytest.mark.parametrize("length", [0, 1, 300, 1000])
 def test_the_context_is_the_same_whatever_stands_for_the_image(tiny, samples, length):
-    """So that what differs between the rows is due to the image, or to where it is told."""
-    wanted = prompts.context(tiny.tokenizer, "mentions", samples[0], length).tolist()
+    """So that what differs between the rows is due to the image, or to where the text stands."""
+    wanted = prompts.context(tiny.tokenizer, "misleading", samples[0], length).tolist()
     for image in prompts.IMAGES:
-        prefix = prompts.shared_prefix(tiny, samples[0], "mentions", length, image=image)
+        prefix = prompts.shared_prefix(tiny, samples[0], "misleading", length, image=image)
         assert prefix.input_ids[prefix.kinds == Kind.CONTEXT].tolist() == wanted
         assert (prefix.kinds == Kind.IMAGE).any() == (image != "none")
         assert (tiny.image_token_id in prefix.input_ids) == (image in PICTURES)
@@ -164,13 +165,13 @@ def test_the_context_is_the_same_whatever_stands_for_the_image(tiny, samples, le
 def test_words_stand_before_between_and_after_the_context_s_turns(tiny, samples):
     for sample in samples[:10]:
         for image, share in prompts.PLACES.items():
-            kinds = prompts.shared_prefix(tiny, sample, "other", 600, image=image).kinds
-            told = np.flatnonzero(kinds == Kind.IMAGE)
-            before = (kinds[:told[0]] == Kind.CONTEXT).sum()
-            assert np.diff(told).max() == 1 and abs(before - share * 600) < 100
-            whole = prompts.shared_prefix(tiny, sample, "other", 600, image=image)
-            after = tiny.tokenizer.decode(whole.input_ids[told[-1] + 1:])
-            assert image != "words_middle" or after.startswith("User")
+            kinds = prompts.shared_prefix(tiny, sample, "other_images", 600, image=image).kinds
+            described = np.flatnonzero(kinds == Kind.IMAGE)
+            before = (kinds[:described[0]] == Kind.CONTEXT).sum()
+            assert np.diff(described).max() == 1 and abs(before - share * 600) < 100
+            whole = prompts.shared_prefix(tiny, sample, "other_images", 600, image=image)
+            after = tiny.tokenizer.decode(whole.input_ids[described[-1] + 1:])
+            assert image != "text_middle" or after.startswith("User")
 
 
 def test_embedded_prompts_leave_room_for_every_question(base_tokenizer):
@@ -187,7 +188,7 @@ def test_embedded_prompts_leave_room_for_every_question(base_tokenizer):
 @pytest.mark.parametrize("length", [-1, -8192])
 def test_negative_length(tiny, samples, length):
     with pytest.raises(VDPError, match=f"context length {length}: give 0 or more"):
-        prompts.context(tiny.tokenizer, "same", samples[0], length)
+        prompts.context(tiny.tokenizer, "same_image", samples[0], length)
     with pytest.raises(VDPError, match=f"context length {length} does not fit 'tiny'"):
         prompts.check_length(tiny, length)
 
@@ -198,19 +199,19 @@ def test_context_longer_than_the_positions(tiny, samples):
     prompts.check_length(tiny, room)
     says = f"context length {room + 1} does not fit 'tiny': its 9000 positions leave 0 to {room} "
     for call in (lambda: prompts.check_length(tiny, room + 1),
-                 lambda: prompts.shared_prefix(tiny, samples[0], "same", room + 1)):
+                 lambda: prompts.shared_prefix(tiny, samples[0], "same_image", room + 1)):
         with pytest.raises(VDPError, match=says):
             call()
 
 
 @pytest.mark.parametrize("length", [64, 0])
 def test_unknown_context_kind(tiny, samples, length):
-    with pytest.raises(VDPError, match="unknown context kind 'poem'.*mentions"):
+    with pytest.raises(VDPError, match="unknown context kind 'poem'.*misleading"):
         prompts.context(tiny.tokenizer, "poem", samples[0], length)
 
 
 def test_unknown_image():
-    with pytest.raises(VDPError, match="unknown image 'mirrored'.*swapped, none, words"):
+    with pytest.raises(VDPError, match="unknown image 'mirrored'.*swapped, none, text"):
         prompts.check_image("mirrored")
 
 
@@ -274,7 +275,7 @@ def with_template(tiny, template):
 def test_template_that_drops_the_text(tiny, samples):
     deaf = with_template(tiny, "{% for message in messages %}{{ message['role'] }}{% endfor %}")
     with pytest.raises(VDPError, match="chat template drops the user's text: give a processor"):
-        prompts.shared_prefix(deaf, samples[0], "same", 64)
+        prompts.shared_prefix(deaf, samples[0], "same_image", 64)
 
 
 def test_processor_that_makes_no_image_tokens(tiny, samples):
@@ -287,13 +288,13 @@ def test_processor_that_makes_no_image_tokens(tiny, samples):
 
     with pytest.raises(VDPError, match="model 'other' puts no image tokens into its prompt"):
         prompts.shared_prefix(replace(tiny, name="other", processor=Blind()), samples[0],
-                              "same", 64)
+                              "same_image", 64)
 
 
 def test_template_that_drops_the_image(tiny, samples):
     blind = with_template(tiny, tiny.processor.chat_template.replace("'<image>\n'", "''"))
     with pytest.raises(VDPError, match="model 'other' puts no image tokens into its prompt"):
-        prompts.shared_prefix(blind, samples[0], "same", 64)
+        prompts.shared_prefix(blind, samples[0], "same_image", 64)
 
 
 @pytest.mark.parametrize("template, before", [
@@ -306,7 +307,7 @@ def test_prompt_opens_with_the_first_token_once(tiny, samples, make_tokenizer, t
         single=f"{first} $A", special_tokens=[(first, tokenizer.bos_token_id)])
     lvlm = with_template(tiny, template or tiny.processor.chat_template)
     lvlm.processor.tokenizer = tokenizer
-    whole = prompts.join(prompts.shared_prefix(lvlm, samples[0], "other", 70),
+    whole = prompts.join(prompts.shared_prefix(lvlm, samples[0], "other_images", 70),
                          prompts.asking(lvlm, samples[0].questions[0]))
     said = tokenizer.decode(whole.input_ids)
     assert said.startswith((before or first) + "<image>")
@@ -333,7 +334,7 @@ def test_words_and_free_questions(tiny):
 
 
 def test_tensors_run_through_the_model(tiny, samples):
-    whole = prompts.join(prompts.shared_prefix(tiny, samples[0], "same", 40),
+    whole = prompts.join(prompts.shared_prefix(tiny, samples[0], "same_image", 40),
                          prompts.asking(tiny, samples[0].questions[0]))
     inputs = prompts.tensors(whole, tiny.device)
     assert inputs["input_ids"].shape == (1, len(whole))

@@ -76,8 +76,9 @@ def scores(rows):
 
 
 @pytest.mark.parametrize("kind, length, image", [
-    ("same", 0, "own"), ("same", 1, "own"), ("same", 130, "own"), ("other", 400, "own"),
-    ("mentions", 64, "own"), ("other", 250, "words"), ("other", 60, "none")])
+    ("same_image", 0, "own"), ("same_image", 1, "own"), ("same_image", 130, "own"),
+    ("other_images", 400, "own"),
+    ("misleading", 64, "own"), ("other_images", 250, "text"), ("other_images", 60, "none")])
 @pytest.mark.parametrize("asked", ["presence", "positions"])
 def test_questions_that_share_a_prefix_score_as_each_would_alone(lvlm, request, asked, kind,
                                                                  length, image):
@@ -95,8 +96,8 @@ def test_questions_that_share_a_prefix_score_as_each_would_alone(lvlm, request, 
 def test_position_options_have_several_tokens_and_contexts_change_the_scores(lvlm, positions):
     """Else the test above would compare little."""
     assert min(len(prompts.option_ids(lvlm, option)) for option in dialogues.POSITIONS) > 1
-    settings = [("same", 0, "own"), ("same", 130, "own"), ("other", 130, "own"),
-                ("same", 130, "blank"), ("same", 130, "swapped")]
+    settings = [("same_image", 0, "own"), ("same_image", 130, "own"), ("other_images", 130, "own"),
+                ("same_image", 130, "blank"), ("same_image", 130, "swapped")]
     found = [scores(measure_sample(lvlm, positions[0], condition(lvlm, *setting)))
              for setting in settings]
     for n, one in enumerate(found):
@@ -120,7 +121,7 @@ def test_a_model_with_a_sliding_window_scores_the_same_both_ways(tiny, positions
         torch.manual_seed(0)
         model = LlavaForConditionalGeneration(config).eval()
     sliding = louder(dataclasses.replace(tiny, model=model))
-    one = condition(sliding, "same", 40, greedy=2)
+    one = condition(sliding, "same_image", 40, greedy=2)
     shared = measure_sample(sliding, positions[0], one)
     alone = measure_sample(sliding, positions[0], one, share=False)
     torch.testing.assert_close(scores(shared), scores(alone), atol=1e-4, rtol=0)
@@ -130,8 +131,8 @@ def test_a_model_with_a_sliding_window_scores_the_same_both_ways(tiny, positions
 def test_the_shared_prefix_is_read_once_and_its_cache_is_not_copied(lvlm, positions, fed,
                                                                     monkeypatch):
     """The saving, in tokens given to the model; copies would cost what it saves."""
-    sample, one = positions[0], condition(lvlm, "same", 300)
-    prefix = len(prompts.shared_prefix(lvlm, sample, "same", 300))
+    sample, one = positions[0], condition(lvlm, "same_image", 300)
+    prefix = len(prompts.shared_prefix(lvlm, sample, "same_image", 300))
     asking = sum(len(prompts.asking(lvlm, question)) for question in sample.questions)
     rest = sum(len(prompts.option_ids(lvlm, option)) - 1
                for question in sample.questions for option in question.options)
@@ -148,8 +149,8 @@ def test_the_shared_prefix_is_read_once_and_its_cache_is_not_copied(lvlm, positi
 def test_a_score_is_the_sum_of_the_option_s_token_log_probabilities(lvlm, positions):
     """Against one plain forward pass over prompt and option."""
     sample = positions[0]
-    row = measure_sample(lvlm, sample, condition(lvlm, "other", 33))[0]
-    prefix = prompts.shared_prefix(lvlm, sample, "other", 33)
+    row = measure_sample(lvlm, sample, condition(lvlm, "other_images", 33))[0]
+    prefix = prompts.shared_prefix(lvlm, sample, "other_images", 33)
     prompt = prompts.join(prefix, prompts.asking(lvlm, sample.questions[0]))
     for option, score in zip(dialogues.POSITIONS, row["log_likelihoods"]):
         ids = torch.tensor(prompts.option_ids(lvlm, option))
@@ -165,7 +166,7 @@ def test_a_score_is_the_sum_of_the_option_s_token_log_probabilities(lvlm, positi
 
 
 def test_the_order_of_the_options_does_not_matter(lvlm, positions):
-    one, sample = condition(lvlm, "same", 20), positions[0]
+    one, sample = condition(lvlm, "same_image", 20), positions[0]
     turned = Sample(sample.picture, tuple(
         dataclasses.replace(question, options=question.options[::-1])
         for question in sample.questions))
@@ -180,8 +181,8 @@ def test_the_order_of_the_options_does_not_matter(lvlm, positions):
 # ---- rows
 
 
-@pytest.mark.parametrize("kind, length, image", [("same", 0, "own"), ("other", 77, "own"),
-                                                 ("other", 200, "none")])
+@pytest.mark.parametrize("kind, length, image", [
+    ("same_image", 0, "own"), ("other_images", 77, "own"), ("other_images", 200, "none")])
 def test_rows_have_every_documented_column_and_exact_token_counts(lvlm, presence, store, kind,
                                                                   length, image):
     rows = measure(lvlm, presence, [condition(lvlm, kind, length, image, greedy=1)], store, "F")
@@ -213,8 +214,8 @@ def test_rows_have_every_documented_column_and_exact_token_counts(lvlm, presence
 
 def test_the_greedy_answer_is_what_generate_says(lvlm, positions):
     sample, end = positions[0], set()
-    one = condition(lvlm, "same", 60, greedy=9)
-    prefix = prompts.shared_prefix(lvlm, sample, "same", 60)
+    one = condition(lvlm, "same_image", 60, greedy=9)
+    prefix = prompts.shared_prefix(lvlm, sample, "same_image", 60)
     for row, question in zip(measure_sample(lvlm, sample, one), sample.questions):
         prompt = prompts.join(prefix, prompts.asking(lvlm, question))
         with torch.no_grad():
@@ -227,7 +228,7 @@ def test_the_greedy_answer_is_what_generate_says(lvlm, positions):
 
 def test_the_greedy_answer_ends_at_a_stop_token(lvlm, positions, monkeypatch):
     sample = positions[0]
-    prefix = prompts.shared_prefix(lvlm, sample, "same", 0)
+    prefix = prompts.shared_prefix(lvlm, sample, "same_image", 0)
     asking = prompts.asking(lvlm, sample.questions[0])
     prompt = prompts.tensors(prompts.join(prefix, asking), "cpu")
     with torch.no_grad():
@@ -238,7 +239,7 @@ def test_the_greedy_answer_ends_at_a_stop_token(lvlm, positions, monkeypatch):
 
 
 def test_greedy_agreement_counts_only_what_was_asked(lvlm, presence, store):
-    rows = measure(lvlm, presence, [condition(lvlm, "same", 0, greedy=1)], store, "F")
+    rows = measure(lvlm, presence, [condition(lvlm, "same_image", 0, greedy=1)], store, "F")
     rows.loc[rows["greedy"] != "", "greedy"] = rows["predicted"].str.capitalize() + ", I think"
     assert greedy_agreement(rows) == (1.0, len(presence))
     rows.loc[rows["greedy"] != "", "greedy"] = "perhaps"
@@ -249,38 +250,40 @@ def test_greedy_agreement_counts_only_what_was_asked(lvlm, presence, store):
 
 
 CHANGED = {"model": "x", "revision": "x", "dtype": "bfloat16", "attention": "eager",
-           "context_kind": "other", "context_length": 9, "image": "blank", "seed": 1, "greedy": 1,
+           "context_kind": "other_images", "context_length": 9, "image": "blank", "seed": 1,
+           "greedy": 1,
            "code": 999}
 
 
 def test_any_changed_field_of_a_condition_changes_its_hash(lvlm):
-    one = condition(lvlm, "same", 8)
+    one = condition(lvlm, "same_image", 8)
     assert set(CHANGED) == {field.name for field in dataclasses.fields(Condition)}
     hashes = {condition_hash(dataclasses.replace(one, **{name: value}))
               for name, value in CHANGED.items()}
     assert len(hashes | {condition_hash(one)}) == len(CHANGED) + 1
-    assert condition_hash(condition(lvlm, "same", 8)) == condition_hash(one)
+    assert condition_hash(condition(lvlm, "same_image", 8)) == condition_hash(one)
 
 
 def test_the_same_condition_is_read_and_a_changed_one_measured(lvlm, presence, store, fed):
-    first = measure(lvlm, presence, [condition(lvlm, "same", 8)], store, "F")
+    first = measure(lvlm, presence, [condition(lvlm, "same_image", 8)], store, "F")
     assert fed
     fed.clear()
-    again = measure(lvlm, presence, [condition(lvlm, "same", 8)], ResultStore(store.root), "F")
+    again = measure(lvlm, presence, [condition(lvlm, "same_image", 8)], ResultStore(store.root),
+                    "F")
     assert again.equals(first) and fed == []
-    for change in (dict(context_kind="other"), dict(context_length=9), dict(image="blank"),
+    for change in (dict(context_kind="other_images"), dict(context_length=9), dict(image="blank"),
                    dict(seed=1), dict(greedy=1)):
-        setting = dict(context_kind="same", context_length=8) | change
+        setting = dict(context_kind="same_image", context_length=8) | change
         measure(lvlm, presence, [condition(lvlm, **setting)], store, "F")
         assert fed, change
         fed.clear()
-    changed = dataclasses.replace(condition(lvlm, "same", 8), code=999)
+    changed = dataclasses.replace(condition(lvlm, "same_image", 8), code=999)
     measure(lvlm, presence, [changed], store, "F")
     assert fed
 
 
 def test_new_samples_are_measured_and_the_old_ones_kept(lvlm, presence, store, fed):
-    one = condition(lvlm, "same", 0)
+    one = condition(lvlm, "same_image", 0)
     first = measure(lvlm, presence[:2], [one], store, "F")
     fed.clear()
     rows = measure(lvlm, presence, [one], store, "F")
@@ -291,7 +294,7 @@ def test_new_samples_are_measured_and_the_old_ones_kept(lvlm, presence, store, f
 
 
 def test_recompute_measures_again(lvlm, presence, store, fed):
-    one = condition(lvlm, "same", 8)
+    one = condition(lvlm, "same_image", 8)
     first = measure(lvlm, presence, [one], store, "F")
     count = len(fed)
     again = measure(lvlm, presence, [one], store, "F", recompute=True)
@@ -304,7 +307,7 @@ def test_recompute_measures_again(lvlm, presence, store, fed):
 def test_a_stopped_measurement_goes_on_without_lost_or_doubled_rows(lvlm, tmp_path, monkeypatch,
                                                                     flush_seconds):
     samples = presence_samples("evaluation", 5, pairs=1)
-    one, calls, real = condition(lvlm, "same", 8), [], measuring.measure_sample
+    one, calls, real = condition(lvlm, "same_image", 8), [], measuring.measure_sample
     whole = measure(lvlm, samples, [one], ResultStore(tmp_path / "whole"), "F")
 
     def stopped(lvlm, sample, one):
@@ -326,17 +329,17 @@ def test_a_stopped_measurement_goes_on_without_lost_or_doubled_rows(lvlm, tmp_pa
 
 @pytest.mark.parametrize("change", [dict(model="another"), dict(revision="another")])
 def test_a_condition_of_another_model_is_refused(lvlm, presence, store, fed, change):
-    one = dataclasses.replace(condition(lvlm, "same", 0), **change)
+    one = dataclasses.replace(condition(lvlm, "same_image", 0), **change)
     with pytest.raises(VDPError, match="another.*make conditions with"):
-        measure(lvlm, presence, [condition(lvlm, "same", 0), one], store, "F")
+        measure(lvlm, presence, [condition(lvlm, "same_image", 0), one], store, "F")
     assert fed == []
 
 
 @pytest.mark.parametrize("setting, named", [
-    (("unrelated", 0), "unrelated.*same, other, mentions"),
-    (("same", 0, "inverted"), "inverted.*own, blank, swapped"),
-    (("same", 9_000), "9000 does not fit 'tiny'"),
-    (("same", -1), "-1 does not fit"),
+    (("unrelated", 0), "unrelated.*same_image, other_images, misleading"),
+    (("same_image", 0, "inverted"), "inverted.*own, blank, swapped"),
+    (("same_image", 9_000), "9000 does not fit 'tiny'"),
+    (("same_image", -1), "-1 does not fit"),
 ])
 def test_a_condition_that_cannot_be_is_refused_before_the_model_runs(lvlm, fed, setting, named):
     with pytest.raises(VDPError, match=named):
@@ -346,16 +349,16 @@ def test_a_condition_that_cannot_be_is_refused_before_the_model_runs(lvlm, fed, 
 
 def test_the_longest_context_that_fits_is_taken(lvlm, presence):
     room = lvlm.max_positions - len(prompts.opening(lvlm, presence[0].image())) - 64
-    assert condition(lvlm, "same", room).context_length == room
+    assert condition(lvlm, "same_image", room).context_length == room
     with pytest.raises(VDPError, match=f"0 to {room}"):
-        condition(lvlm, "same", room + 1)
+        condition(lvlm, "same_image", room + 1)
 
 
 def test_a_question_without_options_is_refused(lvlm, store):
     (sample,) = question_samples("evaluation", 1, "naming")
     with pytest.raises(VDPError, match=r"without options.*use answer\(\)"):
-        measure(lvlm, [sample], [condition(lvlm, "same", 0)], store, "F")
-    assert len(store.read("F", condition(lvlm, "same", 0))) == 0
+        measure(lvlm, [sample], [condition(lvlm, "same_image", 0)], store, "F")
+    assert len(store.read("F", condition(lvlm, "same_image", 0))) == 0
 
 
 # ---- any question about any image
@@ -415,12 +418,12 @@ def test_answer_refuses_images_that_are_missing_or_broken(lvlm, photo, tmp_path,
 
 def test_attention_is_that_of_the_answer_position_under_eager_maps(lvlm, presence):
     sample = presence[0]
-    one = condition(lvlm, "other", 60)
+    one = condition(lvlm, "other_images", 60)
     rows = measure_sample(lvlm, sample, one)
     maps = measuring.map_sample(lvlm, sample, one)
     model = copy.deepcopy(lvlm.model)
     model.set_attn_implementation("eager")
-    prefix = prompts.shared_prefix(lvlm, sample, "other", 60)
+    prefix = prompts.shared_prefix(lvlm, sample, "other_images", 60)
     for row, mapped, question in zip(rows, maps, sample.questions):
         whole = prompts.join(prefix, prompts.asking(lvlm, question))
         with torch.no_grad():
@@ -437,15 +440,15 @@ def test_attention_is_that_of_the_answer_position_under_eager_maps(lvlm, presenc
 
 
 def test_the_findings_share_conditions_and_so_rows(lvlm):
-    shared = measuring.presence_conditions(lvlm, ["other"], [0, 64], prompts.IMAGES)
+    shared = measuring.presence_conditions(lvlm, ["other_images"], [0, 64], prompts.IMAGES)
     assert len(set(shared)) == 2 * len(prompts.IMAGES)
-    assert set(measuring.presence_conditions(lvlm, ["other"], [64])) <= set(shared)
+    assert set(measuring.presence_conditions(lvlm, ["other_images"], [64])) <= set(shared)
     assert {one.greedy for one in shared if one.image == "own"} == {1}
     assert {one.greedy for one in shared if one.image != "own"} == {0}
 
 
 def test_maps_are_stored_and_read_again(lvlm, presence, store, monkeypatch):
-    one = condition(lvlm, "other", 30)
+    one = condition(lvlm, "other_images", 30)
     first = measure(lvlm, presence, [one], store, "maps", each=measuring.map_sample)
     monkeypatch.setattr(measuring, "prefill", None)
     again = measure(lvlm, presence, [one], store, "maps", each=measuring.map_sample)

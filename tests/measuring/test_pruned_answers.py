@@ -20,7 +20,7 @@ from vdp_utils.measuring.pruned.unpruned import Unpruned, bears_on
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import one_pair, presence_samples
 
-STRATEGIES = ("received", "received mean question", "random 3", "snapkv", "key_norm",
+STRATEGIES = ("accumulated", "accumulated mean question", "random 3", "snapkv", "key_norm",
               "contrastive_perplexity", "perplexity", "bm25", "oracle", "fastv_visual",
               "text_first", "expected_attention", "inverse")
 
@@ -41,12 +41,12 @@ def pairs():
 
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_going_on_from_one_pass_is_pruning_in_flight(lvlm, pairs, strategy, layer):
+def test_going_on_from_one_pass_is_pruning_during_prefill(lvlm, pairs, strategy, layer):
     sample, question = pairs[0], pairs[0].questions[0]
-    prefix = prompts.shared_prefix(lvlm, sample, "mentions", 90)
+    prefix = prompts.shared_prefix(lvlm, sample, "misleading", 90)
     asking = prompts.asking(lvlm, question)
     first = Unpruned(lvlm, prompts.join(prefix, asking), layer, question)
-    one = answer_condition(lvlm, "mentions", 90, (0.6,), (strategy,), layer=layer)
+    one = answer_condition(lvlm, "misleading", 90, (0.6,), (strategy,), layer=layer)
     if strategy != "oracle":  # which needs its marks handed in
         scores, mass, kept = _answer(lvlm, prefix, asking, question, first.kinds, one, strategy,
                                      0.6)
@@ -62,7 +62,7 @@ def test_going_on_from_one_pass_is_pruning_in_flight(lvlm, pairs, strategy, laye
 
 def test_sets_of_one_batch_do_not_mix(lvlm, pairs):
     question = pairs[1].questions[1]
-    whole = prompts.join(prompts.shared_prefix(lvlm, pairs[1], "other", 80),
+    whole = prompts.join(prompts.shared_prefix(lvlm, pairs[1], "other_images", 80),
                          prompts.asking(lvlm, question))
     first = Unpruned(lvlm, whole, 0, question)
     stays = torch.stack([first.staying(f"random {seed}", 0.5) for seed in range(4)])
@@ -77,20 +77,20 @@ def test_sets_of_one_batch_do_not_mix(lvlm, pairs):
     torch.testing.assert_close(mass.sum(1), torch.ones(len(mass)), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("way, positions", [("inflight", "kept"), ("rerun", "compact"),
-                                            ("kv", "kept")])
-def test_rows_have_every_documented_column(lvlm, pairs, tmp_path, way, positions):
-    one = answer_condition(lvlm, "other", 40, (0.25, 0.5), ("received", "random 1"), way=way,
-                           positions=positions)
+@pytest.mark.parametrize("mode, positions", [("prefill", "kept"), ("compress", "compact"),
+                                            ("evict", "kept")])
+def test_rows_have_every_documented_column(lvlm, pairs, tmp_path, mode, positions):
+    one = answer_condition(lvlm, "other_images", 40, (0.25, 0.5), ("accumulated", "random 1"),
+                           mode=mode, positions=positions)
     rows = measure(lvlm, pairs, [one], ResultStore(tmp_path), recovery.PRUNED,
                    each=answers_sample)
     assert len(rows) == 3 * 2 * (1 + 2 * 2)
     assert all(name in answers_sample.__doc__ for name in set(rows.columns) - {"key"})
     kept = rows.groupby(["strategy", "rate"])["kept_tokens"].unique()
     assert {key: list(value) for key, value in kept.items()} == {
-        ("none", 0.0): [40], ("received", 0.25): [30], ("received", 0.5): [20],
+        ("none", 0.0): [40], ("accumulated", 0.25): [30], ("accumulated", 0.5): [20],
         ("random 1", 0.25): [30], ("random 1", 0.5): [20]}
-    if way == "kv":  # its first token comes from the whole prompt
+    if mode == "evict":  # its first token comes from the whole prompt
         for _, part in rows.groupby(["image_id", "question_id"]):
             logs = np.stack(part["log_likelihoods"])
             np.testing.assert_allclose(logs, np.tile(logs[:1], (5, 1)), atol=1e-4)
@@ -100,26 +100,26 @@ def test_rows_have_every_documented_column(lvlm, pairs, tmp_path, way, positions
 
 
 def test_times_are_of_the_prompt_asked_for(lvlm, pairs, tmp_path):
-    one = answer_condition(lvlm, "other", 60, (0.5, 0.75), ("received", "bm25"))
+    one = answer_condition(lvlm, "other_images", 60, (0.5, 0.75), ("accumulated", "bm25"))
     rows = measure(lvlm, pairs[:2], [one], ResultStore(tmp_path), "F9_times", each=times_sample)
     assert len(rows) == 2 * 2 * (1 + 2 * 2)
     assert all(name in times_sample.__doc__ for name in set(rows.columns) - {"key"})
-    assert (rows[["first_token_s", "token_s"]] > 0).all().all()
+    assert (rows[["ttft_s", "tpot_s"]] > 0).all().all()
     size = rows.groupby(["image_id", "question_id", "rate"])["cache_bytes"].first().unstack()
     token = (size[0.0] - size[0.5]) / 30
     np.testing.assert_allclose(size[0.0] - size[0.75], 45 * token)
 
 
 def test_words_in_the_image_s_place_may_be_pruned(lvlm, pairs):
-    one = answer_condition(lvlm, "other", 40, (0.5,), image="words_middle")
+    one = answer_condition(lvlm, "other_images", 40, (0.5,), image="text_middle")
     rows = pd.DataFrame(answers_sample(lvlm, pairs[0], one))
-    words = len(prompts.in_words(lvlm.tokenizer, pairs[0]))
-    assert set(rows.loc[rows["rate"] == 0, "kept_tokens"]) == {40 + words}
-    assert set(rows.loc[rows["rate"] == 0.5, "kept_tokens"]) == {(41 + words) // 2}
+    described = len(prompts.text_description(lvlm.tokenizer, pairs[0]))
+    assert set(rows.loc[rows["rate"] == 0, "kept_tokens"]) == {40 + described}
+    assert set(rows.loc[rows["rate"] == 0.5, "kept_tokens"]) == {(41 + described) // 2}
 
 
 def test_examples_show_what_goes_and_where_the_answer_looks(lvlm, pairs, tmp_path):
-    one = answer_condition(lvlm, "mentions", 60, (0.5,))
+    one = answer_condition(lvlm, "misleading", 60, (0.5,))
     rows = measure(lvlm, pairs[:2], [one], ResultStore(tmp_path), recovery.EXAMPLES,
                    each=example_sample)
     assert len(rows) == 2 * 2 * 2
@@ -127,7 +127,7 @@ def test_examples_show_what_goes_and_where_the_answer_looks(lvlm, pairs, tmp_pat
     for row in rows.itertuples():
         assert len(row.texts) == len(row.stays) == 60 and len(row.map_image) == 4 * 100
         assert sum(row.stays) == (30 if row.rate else 60)
-        prefix = prompts.shared_prefix(lvlm, pairs[0], "mentions", 60)
+        prefix = prompts.shared_prefix(lvlm, pairs[0], "misleading", 60)
         if row.image_id == pairs[0].image_id:
             assert "".join(row.texts) == lvlm.tokenizer.decode(prefix.input_ids[-60:])
     figure = figures.pruned_examples(rows, pairs[:2], "S")
@@ -148,20 +148,20 @@ def test_sentences_that_name_a_noun_bear_on_it():
 
 
 def test_what_cannot_be_asked_for_is_refused(lvlm, pairs):
-    assert parsed("received mean question") == ("received", dict(heads="mean",
+    assert parsed("accumulated mean question") == ("accumulated", dict(heads="mean",
                                                                  query_set="question"))
     assert parsed("random 12") == ("random", dict(seed=12))
-    for wrong, message in (("received loudly", "'loudly' is neither"),
+    for wrong, message in (("accumulated loudly", "'loudly' is neither"),
                            ("guess", "unknown strategy 'guess'")):
         with pytest.raises(VDPError, match=message):
-            answer_condition(lvlm, "other", 40, (0.5,), (wrong,))
+            answer_condition(lvlm, "other_images", 40, (0.5,), (wrong,))
     with pytest.raises(VDPError, match="rate 1"):
-        answer_condition(lvlm, "other", 40, (1.0,))
+        answer_condition(lvlm, "other_images", 40, (1.0,))
 
 
 def test_options_of_several_tokens_are_refused(lvlm, pairs, monkeypatch):
     question = pairs[0].questions[0]
-    whole = prompts.join(prompts.shared_prefix(lvlm, pairs[0], "other", 40),
+    whole = prompts.join(prompts.shared_prefix(lvlm, pairs[0], "other_images", 40),
                          prompts.asking(lvlm, question))
     monkeypatch.setattr(prompts, "option_ids", lambda lvlm, option: [1, 2])
     with pytest.raises(VDPError, match="not one token each"):

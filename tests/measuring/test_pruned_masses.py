@@ -21,7 +21,8 @@ def lvlm(uneven):
 @pytest.fixture(scope="module")
 def rows(lvlm, tmp_path_factory):
     samples = one_question(presence_samples("evaluation", 3))
-    conditions = [pruned.pruned_condition(lvlm, "other", n, RATES, layer=1) for n in (40, 120)]
+    conditions = [pruned.pruned_condition(lvlm, "other_images", n, RATES, layer=1)
+                  for n in (40, 120)]
     return measure(lvlm, samples, conditions, ResultStore(tmp_path_factory.mktemp("rows")),
                    concentration.MASSES, each=pruned.masses_sample)
 
@@ -66,10 +67,11 @@ def test_rows_have_every_documented_column(rows):
 
 
 def test_a_condition_says_how_it_prunes(lvlm):
-    plain = condition(lvlm, "other", 64)
-    one, other = (pruned.pruned_condition(lvlm, "other", 64, rates) for rates in ((0.5,), (0.6,)))
+    plain = condition(lvlm, "other_images", 64)
+    one, other = (pruned.pruned_condition(lvlm, "other_images", 64, rates)
+                  for rates in ((0.5,), (0.6,)))
     assert len({condition_hash(c) for c in (plain, one, other)}) == 3
     with pytest.raises(VDPError, match="rate 1.5"):
-        pruned.pruned_condition(lvlm, "other", 64, (0.5, 1.5))
+        pruned.pruned_condition(lvlm, "other_images", 64, (0.5, 1.5))
     with pytest.raises(VDPError, match="unknown strategy"):
-        pruned.pruned_condition(lvlm, "other", 64, (0.5,), strategy="guess")
+        pruned.pruned_condition(lvlm, "other_images", 64, (0.5,), strategy="guess")

@@ -194,7 +194,7 @@ def test_unknown_question_kind_and_context_kind_are_named():
     scene, rng = scenes.compose("evaluation", 0), np.random.default_rng(0)
     with pytest.raises(VDPError, match="unknown question kind 'colour'.*presence"):
         dialogues.ask(scene, "colour", rng)
-    with pytest.raises(VDPError, match="unknown context kind 'poem'.*mentions"):
+    with pytest.raises(VDPError, match="unknown context kind 'poem'.*misleading"):
         next(dialogues.context_blocks("poem", scene, {}, 0))
 
 
@@ -303,9 +303,9 @@ def test_every_theme_and_texture_has_its_words():
 
 
 @repeatable
-@given(st.sampled_from(["same", "other"]), st.sampled_from(list(scenes.SPLITS)), indices,
-       st.integers(0, 99))
-def test_same_and_other_never_name_an_asked_noun(kind, split, index, seed):
+@given(st.sampled_from(["same_image", "other_images"]), st.sampled_from(list(scenes.SPLITS)),
+       indices, st.integers(0, 99))
+def test_same_image_and_other_images_never_name_an_asked_noun(kind, split, index, seed):
     scene = scenes.compose(split, index)
     asked = asked_of(scene, np.random.default_rng(seed))
     text = context_text(kind, scene, asked, (index, seed), 25)
@@ -318,12 +318,12 @@ def test_same_and_other_never_name_an_asked_noun(kind, split, index, seed):
 def test_mentions_affirms_the_absent_and_never_names_the_present(split, index, seed):
     scene = scenes.compose(split, index)
     asked = asked_of(scene, np.random.default_rng(seed))
-    lines = context_text("mentions", scene, asked, (index, seed), 60).splitlines()
+    lines = context_text("misleading", scene, asked, (index, seed), 60).splitlines()
     absent = {noun for noun, present in asked.items() if not present}
     assert named("\n".join(lines)) & set(asked) == absent
     for question, reply in zip(lines[::2], lines[1::2]):
-        if lure := named(question) & absent:
-            assert named(reply) == lure
+        if lacking := named(question) & absent:
+            assert named(reply) == lacking
             assert not re.match("Assistant: (No|I cannot|There is no)", reply)
         else:
             assert named(reply).isdisjoint(asked)
@@ -331,9 +331,9 @@ def test_mentions_affirms_the_absent_and_never_names_the_present(split, index, s
 
 @repeatable
 @given(st.sampled_from(list(scenes.SPLITS)), indices, st.integers(0, 99))
-def test_a_scene_in_words_names_every_object(split, index, seed):
+def test_a_text_description_names_every_object(split, index, seed):
     scene = scenes.compose(split, index)
-    head = dialogues.in_words(scene, (index, seed))
+    head = dialogues.text_description(scene, (index, seed))
     assert re.fullmatch(r"User: .+\nAssistant: The image shows the following\. .+\n", head)
     said = {WORDS[w]: (number, w) for number, w in re.findall(
         "There (?:is|are) (an?|two|three|four) ([a-z]+)", head)}
@@ -346,11 +346,11 @@ def test_same_is_about_this_scene_and_other_about_others():
     scene = Scene("x", "farm", "stripes", (1, 0), (
         Item("cow", (0, 0, 40, 40)), Item("pig", (100, 100, 140, 140)),
         Item("car", (100, 0, 140, 40))))
-    same = context_text("same", scene, {"cow": True, "tree": False}, 0, 60)
+    same = context_text("same_image", scene, {"cow": True, "tree": False}, 0, 60)
     assert {"pig", "car"} <= named(same) and "I see no pig" not in same
     assert set(re.findall("makes me think of (.+)\\.", same)) == {"a farm"}
     assert "It is plain." not in same and not any(lead in same for lead in dialogues.LEADS)
-    other = context_text("other", scene, {"cow": True, "tree": False}, 0, 60)
+    other = context_text("other_images", scene, {"cow": True, "tree": False}, 0, 60)
     assert len(set(re.findall("makes me think of (.+)\\.", other))) > 5
     assert all(line.count("picture") or line.count("image") for line in other.splitlines()[:1])
     assert sum(other.count(lead) for lead in dialogues.LEADS) == 60  # each says that it is another

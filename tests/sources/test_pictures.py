@@ -139,15 +139,15 @@ def test_contexts_are_made_of_its_own_dialogues(tiny, samples, kind):
         told = [re.sub("|".join(dialogues.LEADS), "", line.partition(": ")[2]).strip()
                 for line in lines]
         strange = [line for line in told if line not in said]
-        lures = [noun for noun, present in sample.asked.items() if not present]
-        assert bool(strange) == (kind == "mentions")
-        assert all(any(noun in line for noun in lures) for line in strange)
+        absent = [noun for noun, present in sample.asked.items() if not present]
+        assert bool(strange) == (kind == "misleading")
+        assert all(any(noun in line for noun in absent) for line in strange)
 
 
 def test_prompts_hold_its_image_or_its_words(tiny, samples):
     for sample in samples:
         for image in prompts.IMAGES:
-            prefix = prompts.shared_prefix(tiny, sample, "other", 150, image=image)
+            prefix = prompts.shared_prefix(tiny, sample, "other_images", 150, image=image)
             kinds = Counter(prefix.kinds.tolist())
             assert kinds[Kind.CONTEXT] == 150
             assert (kinds[Kind.IMAGE] == 100) == (image in PICTURES)
@@ -158,7 +158,7 @@ def test_prompts_hold_its_image_or_its_words(tiny, samples):
 
 def test_it_is_measured_pruned_and_mapped(tiny, samples, tmp_path):
     store = ResultStore(tmp_path)
-    conditions = [condition(tiny, "mentions", 60, image) for image in (*PICTURES, "none", "words")]
+    conditions = [condition(tiny, "misleading", 60, image) for image in (*PICTURES, "none", "text")]
     rows = measure(tiny, samples, conditions, store, "F")
     assert len(rows) == 5 * sum(len(sample.questions) for sample in samples)
     by_id = {sample.image_id: sample.picture for sample in samples}
@@ -170,10 +170,10 @@ def test_it_is_measured_pruned_and_mapped(tiny, samples, tmp_path):
                         ("frequency", [PHOTOS[0].frequency(n) for n in yes["nouns"]])):
         centred = np.array(value) - np.mean(value)
         np.testing.assert_allclose(yes[name] * np.std(value, ddof=1), centred, atol=1e-12)
-    half = [pruned.pruned_condition(tiny, "same", 60, (0.5,))]
+    half = [pruned.pruned_condition(tiny, "same_image", 60, (0.5,))]
     masses = measure(tiny, samples, half, store, "P", each=pruned.masses_sample)
     assert set(masses["image_id"]) == set(by_id) and (masses["after"].str.len() == 2).all()
-    maps = measure(tiny, samples, [condition(tiny, "same", 0)], store, "M", each=map_sample)
+    maps = measure(tiny, samples, [condition(tiny, "same_image", 0)], store, "M", each=map_sample)
     assert set(maps["image_id"]) == set(by_id)
 
 
@@ -188,10 +188,11 @@ def test_the_room_for_context_is_that_beside_its_own_image(tiny, samples, monkey
 
     monkeypatch.setattr(prompts, "opening", by_size)
     room = 9_000 - len(by_size(tiny, sample.image())) - prompts.QUESTION_ROOM
-    assert len(prompts.shared_prefix(tiny, sample, "same", room)) == 9_000 - prompts.QUESTION_ROOM
-    prompts.shared_prefix(tiny, samples[1], "same", room + 1)  # a narrower image leaves more
+    longest = prompts.shared_prefix(tiny, sample, "same_image", room)
+    assert len(longest) == 9_000 - prompts.QUESTION_ROOM
+    prompts.shared_prefix(tiny, samples[1], "same_image", room + 1)  # a narrower image leaves more
     with pytest.raises(VDPError, match=f"{room + 1} does not fit 'tiny'.* 0 to {room} "):
-        prompts.shared_prefix(tiny, sample, "same", room + 1)
+        prompts.shared_prefix(tiny, sample, "same_image", room + 1)
     with pytest.raises(VDPError, match=f"does not fit 'tiny'.* 0 to {room} "):
         answer(tiny, sample.image(), "What?", "word " * room)
 
@@ -209,7 +210,7 @@ def test_figures_draw_it_in_its_own_size(samples):
 
 
 def test_what_asks_and_measures_knows_no_kind_of_picture():
-    """Only the embedded model is built for drawn scenes: for their size."""
+    """Only the embedded model is built for synthetic scenes: for their size."""
     root, known = Path(vdp_utils.__file__).parent, set()
     for wing in ("lvlm", "measuring", "findings", "figures"):
         for path in (root / wing).rglob("*.py"):
@@ -223,7 +224,7 @@ def test_what_asks_and_measures_knows_no_kind_of_picture():
     assert known == {"lvlm/load.py"}
 
 
-def test_drawn_scenes_have_what_a_picture_has():
+def test_synthetic_scenes_have_what_a_picture_has():
     scene, rng = scenes.compose("evaluation", 0), np.random.default_rng(0)
     photo = PHOTOS[0]
     wanted = {name for name in dir(photo) if not name.startswith("_")} - {"number", "boxes", "size"}

@@ -91,5 +91,5 @@ def test_a_pair_is_the_first_yes_and_the_first_no():
 
 
 def test_an_unknown_picture_is_refused(samples):
-    with pytest.raises(VDPError, match="there is no picture 'words': choose one of own"):
-        samples[0].image("words")
+    with pytest.raises(VDPError, match="there is no picture 'text': choose one of own"):
+        samples[0].image("text")

@@ -27,7 +27,7 @@ from vdp_utils.training.loop import Run, trainable
 from vdp_utils.training.packing import MAX_CONTEXT, pack
 from vdp_utils.training.tower import GRID
 
-KINDS = ("image", "words", "long", "several")
+KINDS = ("image", "text", "long", "several")
 IMAGE = 3  # an image token's id in made-up prefixes
 
 
@@ -67,7 +67,7 @@ def starts(packed):
 # ---- gaps
 
 
-def test_a_question_begins_behind_its_gap():
+def test_a_question_begins_after_its_gap():
     rows = [(np.array([1, 2, 3]), [(np.array([4, 5]), [6], "presence"),
                                    (np.array([7]), [8, 9], "naming")])]
     packed = pack(rows, 0, [(np.array([0, 1, 9]), [0, 500])], pixels=None, labels=None)
@@ -114,7 +114,7 @@ def test_gaps_lie_before_and_after_what_is_asked_about_and_nowhere_else(start, e
 
 def test_only_the_instruments_that_should_see_gaps_do(made):
     for (name, kind), several in made.items():
-        reach = INSTRUMENTS[name].words if kind in ("words", "long") else INSTRUMENTS[name].images
+        reach = INSTRUMENTS[name].text if kind in ("text", "long") else INSTRUMENTS[name].images
         for packed in several:
             gaps = starts(packed)
             jumps = [int(packed.positions[row][packed.blocks[row] == 0].diff().max()) - 1
@@ -132,7 +132,7 @@ def test_only_words_of_those_who_should_know_them_are_really_long(made):
     assert max(length["short"]) < MAX_CONTEXT + 400
     assert length["s"] == length["far"] and min(length["s"]) > MAX_CONTEXT
     lengths = [int((packed.blocks == 0).sum(1).max())
-               for kind in ("image", "words", "several") for packed in made["s", kind]]
+               for kind in ("image", "text", "several") for packed in made["s", kind]]
     assert max(lengths) < MAX_CONTEXT + 900  # the tiny tokenizer's pieces are short
 
 
@@ -157,8 +157,8 @@ def logits_of(lvlm, packed):
     return answers(lvlm, packed, features)[0], row, packed.blocks[row, column]
 
 
-@pytest.mark.parametrize("kind", ["image", "words", "several"])
-def test_behind_a_gap_a_question_sees_the_prefix_and_itself_only(base, made, kind):
+@pytest.mark.parametrize("kind", ["image", "text", "several"])
+def test_after_a_gap_a_question_sees_the_prefix_and_itself_only(base, made, kind):
     packed = made["far", kind][0]
     before, row, block = logits_of(base, packed)
     at = (packed.blocks[0] == 2) & (packed.weights[0] == 0)
@@ -174,9 +174,9 @@ def test_behind_a_gap_a_question_sees_the_prefix_and_itself_only(base, made, kin
 
 
 @torch.no_grad()
-def test_a_packed_question_behind_a_gap_answers_as_one_alone_does(base, made):
+def test_a_packed_question_after_a_gap_answers_as_one_alone_does(base, made):
     """Its prefix and it, with the same position ids and a mask of ones: no other packing."""
-    packed = made["far", "words"][0]
+    packed = made["far", "text"][0]
     found, row, block = logits_of(base, packed)
     gaps = starts(packed)
     for wanted in (max(gaps, key=gaps.get), min(gaps, key=gaps.get)):
@@ -204,24 +204,24 @@ def test_all_instruments_see_the_same_questions(base, made):
             assert (found.pixels is None) == (wanted.pixels is None)
             if found.pixels is not None:
                 assert torch.equal(found.pixels, wanted.pixels)
-            if kind != "long":  # there the words' context is what differs
+            if kind != "long":  # there the text's context is what differs
                 assert torch.equal(found.ids, wanted.ids)
     drawn = {name: [Further(base, "train", instrument).drawn_kind(np.random.default_rng(n))
                     for n in range(2_000)] for name, instrument in INSTRUMENTS.items()}
     assert drawn["short"] == drawn["s"] == drawn["far"]
     share = {kind: drawn["s"].count(kind) / 2_000 for kind in KINDS}
-    wanted = dict(image=2 / 3 * 7 / 8, several=2 / 3 / 8, words=1 / 4, long=1 / 12)
+    wanted = dict(image=2 / 3 * 7 / 8, several=2 / 3 / 8, text=1 / 4, long=1 / 12)
     assert share == pytest.approx(wanted, abs=0.03)
 
 
 def test_a_batch_hangs_on_its_number_and_the_seed_alone(base, made):
-    data = Further(base, "train", INSTRUMENTS["far"], kind="words", start=1)
+    data = Further(base, "train", INSTRUMENTS["far"], kind="text", start=1)
     again = next(iter(data))
     for value in ("ids", "positions", "blocks", "weights"):
-        assert torch.equal(getattr(again, value), getattr(made["far", "words"][1], value))
-    other = Further(base, "train", INSTRUMENTS["far"], seed=1, kind="words").make(1)
+        assert torch.equal(getattr(again, value), getattr(made["far", "text"][1], value))
+    other = Further(base, "train", INSTRUMENTS["far"], seed=1, kind="text").make(1)
     assert not torch.equal(other.ids[:, :150], again.ids[:, :150])
-    assert not torch.equal(made["far", "words"][0].ids[:, :150], again.ids[:, :150])
+    assert not torch.equal(made["far", "text"][0].ids[:, :150], again.ids[:, :150])
 
 
 def test_leads_say_which_image_and_that_others_are_not_shown(base):
@@ -363,7 +363,7 @@ def test_presence_without_a_gap_is_what_is_measured(base, tmp_path, monkeypatch)
     for image in (True, False):
         rows = ladder.presence_by_gap(base, samples, image)
         assert len(rows) == len(GAPS) * sum(len(s.questions) for s in samples)
-        one = condition(base, "other", 0, "own" if image else "words")
+        one = condition(base, "other_images", 0, "own" if image else "text")
         wanted = measure(base, samples, [one], ResultStore(tmp_path / str(image)), "x")
         found = rows[rows["gap"] == 0]
         assert found["correct"].tolist() == wanted["correct"].tolist()
@@ -381,7 +381,7 @@ def test_a_gap_of_n_moves_the_questions_positions_by_n(base, monkeypatch):
     rows = ladder.presence_by_gap(base, [sample], True)
     ((packed, (logits, _)),) = given
     assert rows["gap"].tolist() == list(GAPS) * 2
-    prefix = prompts.shared_prefix(base, sample, "other", 0)
+    prefix = prompts.shared_prefix(base, sample, "other_images", 0)
     assert sorted(set(starts(packed).values())) == list(GAPS)
     for number, gap in enumerate(GAPS):
         whole = prompts.join(prefix, prompts.asking(base, sample.questions[0]))
@@ -406,8 +406,8 @@ def test_the_card_has_a_line_a_gap_a_length_and_a_picture_asked_about(base, tmp_
     table = evaluate.held_out(base, 13, ResultStore(tmp_path))
     presence = table[table["skill"] == "presence"]["setting"].tolist()
     assert len(presence) == len(set(presence))
-    wanted = [f"{what}, gap {gap}" for what in ("image", "scene in words") for gap in GAPS]
-    wanted += [f"scene in words, {length} tokens" for length in GAPS[1:]]
+    wanted = [f"{what}, gap {gap}" for what in ("image", "text description") for gap in GAPS]
+    wanted += [f"text description, {length} tokens" for length in GAPS[1:]]
     wanted += [f"the {which} of two or three images" for which in ("first", "last")]
     assert set(wanted) <= set(presence)
     assert (table["n_rows"] >= 13).all() and table["value"].between(0, 1).all()
@@ -495,7 +495,7 @@ def test_a_stopped_instrument_goes_on_with_the_next_batch(base, tmp_path, clock,
     log = pd.read_csv(tmp_path / "whole" / "log.csv")
     assert set(log["stage"]) == {"further"} and np.isfinite(log["value"]).all()
     assert sorted(log[log["metric"] == "loss"]["step"]) == [1, 2, 3, 4, 5]
-    for metric in ("words_gap_4096", "image_gap_0", "several_presence"):
+    for metric in ("text_gap_4096", "image_gap_0", "several_presence"):
         assert list(log[log["metric"] == metric]["step"]) == [2, 4, 5]
 
 
@@ -533,7 +533,7 @@ def test_an_instrument_stays_beside_its_state_until_it_is_exported(stored, tmp_p
     assert {path: path.read_bytes() for path in stored.rglob("*") if path.is_file()} == before
     about = json.loads((state / "s-far" / "manifest.json").read_text())
     assert (about["instrument"], about["steps"], about["seed"]) == ("far", 2, 0)
-    assert about["max_context"] == about["max_words"] == GAPS[-1]
+    assert about["max_context"] == about["max_text"] == GAPS[-1]
     start = json.loads((stored / "s" / "manifest.json").read_text())
     assert about["start_sha256"] == start["weights_sha256"] != about["weights_sha256"]
     run(into_models=True)

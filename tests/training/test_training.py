@@ -174,7 +174,7 @@ def test_training_and_measurement_give_the_model_the_same_prompts(base, monkeypa
         prefix, rows = PackedDialogues(base, "validation").row(scene, rng, image, context)
     ((sample, kind, length, seed),) = contexts
     assert sample.picture == scene and length == context
-    measured = prompts.shared_prefix(base, sample, kind, length, seed, "own" if image else "words")
+    measured = prompts.shared_prefix(base, sample, kind, length, seed, "own" if image else "text")
     assert prefix.tolist() == measured.input_ids.tolist()
     assert len(rows) == len(asked) > 8
     end = [base.tokenizer.eos_token_id]
@@ -194,7 +194,7 @@ def test_training_and_measurement_see_the_same_pixels(base):
 
 
 def test_a_packed_answer_scores_as_a_measured_one(learner):
-    """Several questions of every kind behind one image and context."""
+    """Several questions of every kind after one image and context."""
     scene, pixels, _ = labelled("validation", 5)
     rng = np.random.default_rng(1)
     asked = [dialogues.ask(scene, kind, rng)
@@ -202,7 +202,7 @@ def test_a_packed_answer_scores_as_a_measured_one(learner):
     asked = [question for question in asked if question]
     assert len(asked) >= 6
     sample = Sample(scene, tuple(asked))
-    prefix = prompts.shared_prefix(learner, sample, "same", 50)
+    prefix = prompts.shared_prefix(learner, sample, "same_image", 50)
     end = [learner.tokenizer.eos_token_id]
     rows = [(prompts.asking(learner, q).input_ids, prompts.option_ids(learner, q.answer) + end,
              q.kind) for q in asked]
@@ -449,7 +449,7 @@ def test_what_is_exported_loads_as_the_model_in_memory(learner, base, stand_in):
     loaded = load_lvlm("embedded-s", DEVICE)
     assert loaded.trained_context == packing.MAX_CONTEXT
     (sample,) = presence_samples("evaluation", 1)
-    inputs = prompts.tensors(prompts.shared_prefix(loaded, sample, "same", 60), DEVICE)
+    inputs = prompts.tensors(prompts.shared_prefix(loaded, sample, "same_image", 60), DEVICE)
     with torch.no_grad():
         before, trained, found = (m.model.to(DEVICE)(**inputs).logits
                                   for m in (base, learner, loaded))
@@ -467,7 +467,7 @@ def test_the_whole_recipe_runs_and_runs_again_without_learning(trained):
     metrics = log.groupby("stage")["metric"].agg(set)
     assert metrics["tower"] == {"loss", "object_patch_accuracy"}
     assert metrics["projector"] == {"loss", "object_patch_accuracy", "place_accuracy"}
-    assert {"image_presence", "words_presence"} <= metrics["oracle"]
+    assert {"image_presence", "text_presence"} <= metrics["oracle"]
     assert {"image_naming"} <= metrics["naming"] and "blank_presence" not in metrics["naming"]
     assert {"blank_presence", "context_presence", "image_naming"} <= metrics["joint"]
     assert np.isfinite(log["value"]).all()

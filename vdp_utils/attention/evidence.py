@@ -42,7 +42,7 @@ class Prompt:
         sets = {one.query_set if need == "query_set" else need for need in needs} & SETS
         if not sets and "states" not in needs:
             return contextlib.nullcontext()
-        return record(model, received=sets, states="states" in needs, layers=[layer],
+        return record(model, accumulated=sets, states="states" in needs, layers=[layer],
                       kinds=self.kinds, window=one.window,
                       valid=None if bool(self.real.all()) else self.real)
 

@@ -142,8 +142,8 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Behind:
-    """A prompt's cache, and how the model goes on behind it."""
+class Continuation:
+    """A prompt's cache, and how the model goes on after it."""
 
     model: torch.nn.Module
     cache: object
@@ -151,7 +151,7 @@ class Behind:
     compact: bool
 
     def continued(self, kwargs: dict) -> dict:
-        """The arguments of a step behind the cache: its mask and its next positions."""
+        """The arguments of a step after the cache: its mask and its next positions."""
         if self.kept.next_position is None:  # nothing was dropped
             return kwargs
         inputs = kwargs.get("input_ids")

@@ -1,7 +1,7 @@
 """Context pruning around any transformers LVLM: `with ContextPruner(rate=0.5, ...)(model): ...`
 
 Context tokens are scored by a strategy at one decoder layer and the lowest are dropped, in one of
-three `ways`; image, question and template tokens always stay (Zhou et al., arXiv 2410.19732).
+three `modes`; image, question and template tokens always stay (Zhou et al., arXiv 2410.19732).
 """
 
 import contextlib
@@ -10,11 +10,11 @@ import inspect
 import torch
 
 from vdp_utils.attention.evidence import Prompt, fitted, likelihoods
-from vdp_utils.attention.kept import Behind, Kept, droppable, kept_count
+from vdp_utils.attention.kept import Continuation, Kept, droppable, kept_count
+from vdp_utils.attention.modes import MODES, check_architecture, prunable_cache
 from vdp_utils.attention.recording import decoder_of, record, refuse_output_attentions
 from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS, Evidence, find_strategy
 from vdp_utils.attention.tokens import image_token_id, token_kinds
-from vdp_utils.attention.ways import WAYS, check_architecture, prunable_cache
 from vdp_utils.errors import VDPError
 
 
@@ -24,10 +24,11 @@ class ContextPruner:
     Args:
         rate: share of the context dropped, in [0, 1).
         strategy: a name in `strategies.STRATEGIES`.
-        way: "inflight", "rerun" or "kv".
+        mode: "prefill" (pruning during prefill), "compress" (score, then run the shortened prompt)
+            or "evict" (from the KV cache, after prefill).
         layer: decoder layer whose attention scores, from 0; None: an eighth of the depth.
         heads: "max" or "mean" over heads. query_set: "all", "question" or "last".
-        positions: "kept" or, for `rerun`, "compact".
+        positions: "kept" or, for `compress`, "compact".
         processor: tells context from question by its chat template; or
         context: a span (start, stop); or kinds: (B, L) of `Kind`, directly.
         evidence: bool (B, L) for the strategy `oracle`. seed: for the random strategies.
@@ -36,26 +37,27 @@ class ContextPruner:
     the strategy asks for them. The model is as before on exit.
     """
 
-    def __init__(self, rate: float, strategy: str = "received", way: str = "inflight",
+    def __init__(self, rate: float, strategy: str = "accumulated", mode: str = "prefill",
                  layer: int | None = None, heads: str = "max", query_set: str = "all",
                  positions: str = "kept", processor=None, context: tuple[int, int] | None = None,
                  kinds: torch.Tensor | None = None, evidence: torch.Tensor | None = None,
                  window: int = 16, seed: int = 0):
         kept_count(1, rate)
-        for name, value, known in (("way", way, WAYS), ("heads", heads, REDUCTIONS),
+        for name, value, known in (("mode", mode, MODES), ("heads", heads, REDUCTIONS),
                                    ("query_set", query_set, QUERY_SETS),
                                    ("positions", positions, ("kept", "compact"))):
             if value not in [*known]:
                 raise VDPError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
-        if positions == "compact" and way != "rerun":
-            raise VDPError(f"positions='compact' needs way='rerun': {way} keeps what it computed "
-                           "at the original positions")
+        if positions == "compact" and mode != "compress":
+            raise VDPError(f"positions='compact' needs mode='compress': {mode} keeps what it "
+                           "computed at the original positions")
         if processor is None and context is None and kinds is None:
             raise VDPError("say which tokens are context: give processor=, context=(start, stop) "
                            "or kinds=")
         if context is not None and context[0] == context[1]:
             raise VDPError(f"context {context} is empty: give the span of the tokens to prune")
-        self.rate, self.strategy, self.way, self.layer = rate, find_strategy(strategy), way, layer
+        self.rate, self.strategy = rate, find_strategy(strategy)
+        self.mode, self.layer = mode, layer
         if "evidence" in self.strategy.needs and evidence is None:
             raise VDPError("strategy 'oracle' needs evidence=: bool (B, L), the tokens that bear "
                            "on the question")
@@ -82,9 +84,9 @@ class ContextPruner:
         if getattr(decoder.forward, "__func__", None) is ContextPruner._decode:
             raise VDPError("this model is being pruned already: leave the other ContextPruner's "
                            "block first")
-        check_architecture(model, self.way, at)
+        check_architecture(model, self.mode, at)
         self.model, self.at, self._forward = model, at, decoder.forward
-        self._arrived, self._behind = {}, None  # a call of the model; what goes on behind it
+        self._arrived, self._after = {}, None  # a call of the model; how it goes on after it
         before = vars(decoder).get("forward")  # where a device map has set one
         decoder.forward = self._decode
         hook = model.register_forward_pre_hook(self._arrive, with_kwargs=True)
@@ -95,39 +97,39 @@ class ContextPruner:
             del decoder.forward
             if before is not None:
                 decoder.forward = before
-            self.model, self._arrived, self._behind = None, {}, None
+            self.model, self._arrived, self._after = None, {}, None
 
     def _arrive(self, model, args, kwargs):
-        """The model is called: with a prompt, or with a step behind one."""
+        """The model is called: with a prompt, or with a step after one."""
         kwargs = named(model.forward, args, kwargs)
         refuse_output_attentions(model, (), kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            if self._behind is None or cache is not self._behind.cache:
+            if self._after is None or cache is not self._after.cache:
                 raise VDPError("the cache handed in already holds tokens: prune a whole prompt, "
                                "from its first token on")
-            return (), self._behind.continued(kwargs)
+            return (), self._after.continued(kwargs)
         self._arrived = kwargs
         return (), kwargs
 
     def _decode(self, *args, **kwargs):
-        """The decoder is called: prune a prompt, or go on behind a pruned one."""
+        """The decoder is called: prune a prompt, or go on after a pruned one."""
         kwargs = named(self._forward, args, kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            return self._forward(**self._behind.continued(kwargs) if self._behind else kwargs)
+            return self._forward(**self._after.continued(kwargs) if self._after else kwargs)
         prompt = self._prompt(kwargs)
         if any(prompt.lost):
-            cache = prunable_cache(self.model, self.way, prompt)
+            cache = prunable_cache(self.model, self.mode, prompt)
             prompt.read(self.processor, self.evidence)
             self.log_probs = likelihoods(prompt, self.model, self._forward)
-            output, self.kept = WAYS[self.way](self.model, self._forward, self.at, prompt)
+            output, self.kept = MODES[self.mode](self.model, self._forward, self.at, prompt)
         else:
             every = torch.arange(prompt.real.shape[1], device=prompt.real.device)
             self.kept = Kept(every.expand_as(prompt.real), prompt.real, len(every))
             output = self._forward(**kwargs)
             cache = getattr(output, "past_key_values", None)
-        self._behind = Behind(self.model, cache, self.kept, self.compact)
+        self._after = Continuation(self.model, cache, self.kept, self.compact)
         return output
 
     def _prompt(self, kwargs: dict) -> Prompt:

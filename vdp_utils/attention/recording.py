@@ -1,9 +1,10 @@
 """Instrumented attention: what tokens give and receive, per layer, without an L x L tensor.
 
-`with record(model, received=("all",)) as recording: model(**inputs)` runs the model under SDPA
-and keeps per-layer sums. Attention received by a token is the column sum of softmax(QK^T/sqrt(d))
-over a set of queries (Zhou et al., arXiv 2410.19732). Where all queries count, the attention
-output is taken from the same blocks of queries as the sums, so that QK^T is computed once.
+`with record(model, accumulated=("all",)) as recording: model(**inputs)` runs the model under SDPA
+and keeps per-layer sums. A token's accumulated attention is its column sum of
+softmax(QK^T/sqrt(d)) over a set of queries (Zhou et al., arXiv 2410.19732). Where all queries
+count, the attention output is taken from the same blocks of queries as the sums, so that QK^T is
+computed once.
 """
 
 import weakref
@@ -31,12 +32,12 @@ _OPEN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # decoder -> rec
 class LayerRecord:
     """What one layer recorded in the last forward pass; fields not asked for stay empty.
 
-    `received[set]` is (B, heads, keys): attention each key received, summed over the query set.
+    `accumulated[set]` is (B, heads, keys): each key's attention summed over the query set.
     `mass` is (B, heads, queries, 4): attention of the chosen queries on each token `Kind`.
     `key_norms` is (B, key-value heads, keys), of the keys as attention sees them.
     """
 
-    received: dict[str, torch.Tensor] = field(default_factory=dict)
+    accumulated: dict[str, torch.Tensor] = field(default_factory=dict)
     mass: torch.Tensor | None = None
     key_norms: torch.Tensor | None = None
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
@@ -68,7 +69,7 @@ class record:
     """Context manager that records attention in chosen decoder layers of `model`.
 
     Args:
-        received: query sets whose received attention is summed: "all", "question", "last", or
+        accumulated: query sets over which attention is summed: "all", "question", "last", or
             "window" (the last `window` queries).
         mass: query set whose attention on each kind of token is kept, or None.
         key_norms: keep the keys' Euclidean norms.
@@ -76,16 +77,17 @@ class record:
         layers: indices of the layers to record, None for all.
         kinds: (B, L) token kinds of the keys, needed for "question" and for `mass`.
         valid: bool (B, L), False at padding; None where nothing is padded.
-        decoding: record passes of a single query behind a cache too.
+        decoding: record passes of a single query after a cache too.
 
     The recording is a dict from layer index to `LayerRecord` of the last pass. The model is as
     before on exit, also after an exception; recorders nest.
     """
 
-    def __init__(self, model, received=(), mass: str | None = None, key_norms: bool = False,
+    def __init__(self, model, accumulated=(), mass: str | None = None, key_norms: bool = False,
                  states: bool = False, layers=None, kinds: torch.Tensor | None = None,
                  valid: torch.Tensor | None = None, window: int = 16, decoding: bool = False):
-        self.model, self.sets, self.mass, self.key_norms = model, tuple(received), mass, key_norms
+        self.model, self.sets = model, tuple(accumulated)
+        self.mass, self.key_norms = mass, key_norms
         self.states, self.kinds, self.valid = states, kinds, valid
         self.window, self.decoding = window, decoding
         unknown = {*self.sets, mass} - {*SETS, None}
@@ -133,7 +135,7 @@ class record:
     def known(self, keys: int, count: int, device) -> tuple:
         """Kinds and validity of `keys` tokens of which the last `count` ask; (B, keys) or None.
 
-        Tokens behind the prompt count as template. VDPError for a prompt of another length.
+        Tokens after the prompt count as template. VDPError for a prompt of another length.
         """
         found = []
         for name, rest in (("kinds", int(Kind.TEMPLATE)), ("valid", True)):
@@ -169,15 +171,15 @@ class record:
         found = self.recording[self.modules[module]] = LayerRecord()
         if "all" in self.sets:
             asking = None if valid is None or bool(valid.all()) else valid[:, keys - count:]
-            output, found.received["all"] = blocked_attention(query, key, value, mask, scaling,
-                                                              asking, self.scratch)
+            output, found.accumulated["all"] = blocked_attention(query, key, value, mask, scaling,
+                                                                 asking, self.scratch)
             output = output.transpose(1, 2).contiguous()
         for name in {*self.sets, self.mass} - {"all", None}:
             at, real = self.queries(name, count, keys, kinds, valid, query.device)
             rows = _rows(query, key, mask, at, scaling)
             rows = rows.masked_fill(~real[:, None, :, None], 0.0)
             if name in self.sets:
-                found.received[name] = rows.sum(2)
+                found.accumulated[name] = rows.sum(2)
             if name == self.mass:
                 found.mass = rows @ F.one_hot(kinds.long(), len(Kind)).float()[:, None]
         if self.key_norms:
@@ -227,10 +229,10 @@ def _room(scratch: dict, number: int, kind: torch.dtype, device) -> torch.Tensor
 
 
 def blocked_attention(query, key, value, mask, scaling, valid=None, scratch=None):
-    """Attention output (B, heads, L, width), and attention received float32 (B, heads, keys).
+    """Attention output (B, heads, L, width), and accumulated attention float32 (B, heads, keys).
 
     Blocks of queries of about `BLOCK_BYTES` of probabilities; only the keys a block can see are
-    touched. `valid` (B, L) leaves out padded queries from what is received. Blocks lie in the same
+    touched. `valid` (B, L) leaves padded queries out of the sums. Blocks lie in the same
     memory, in `scratch` from call to call: fresh pages would cost as much as QK^T.
     """
     batch, heads, count, width = query.shape
@@ -246,7 +248,7 @@ def blocked_attention(query, key, value, mask, scaling, valid=None, scratch=None
     mask = None if mask is None else mask.expand(batch, -1, -1, -1)
     valid = None if valid is None else valid.expand(batch, -1)
     output = torch.empty(*query.shape[:3], value.shape[-1], dtype=query.dtype, device=device)
-    received = torch.zeros(batch * kv_heads, groups, keys, device=device)
+    accumulated = torch.zeros(batch * kv_heads, groups, keys, device=device)
     rows = min(rows, count, BLOCK_ROWS.get(device.type, rows))
     corner = torch.full((rows, rows), -torch.inf, device=device).triu(1)
     reuse = not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad))
@@ -275,13 +277,13 @@ def blocked_attention(query, key, value, mask, scaling, valid=None, scratch=None
             if mask is not None:  # a padded query may see nothing
                 chances = chances.masked_fill(hidden.all(-1, keepdim=True), 0.0)
             if valid is None:
-                received[some, :, :seen] += chances.sum(2)
+                accumulated[some, :, :seen] += chances.sum(2)
             else:
                 weight = valid[rows_of, start:stop].float()
-                received[some, :, :seen] += torch.einsum("hgnk,hn->hgk", chances, weight)
+                accumulated[some, :, :seen] += torch.einsum("hgnk,hn->hgk", chances, weight)
             mixed = torch.bmm(chances.flatten(1, 2).to(value.dtype), value[some, :seen])
             output[some, :, start:stop] = mixed.view(-1, groups, n, value.shape[-1])
-    return (output.view(batch, heads, count, -1), received.view(batch, heads, keys))
+    return (output.view(batch, heads, count, -1), accumulated.view(batch, heads, keys))
 
 
 def visible(mask: torch.Tensor) -> torch.Tensor:

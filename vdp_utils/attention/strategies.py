@@ -1,4 +1,4 @@
-"""Which context tokens matter: one small function a strategy, from recorded quantities to scores.
+"""Which context tokens matter: one small function per strategy, from recorded quantities to scores.
 
 A strategy takes `Evidence` of one prompt and returns a score for every token it may drop, float
 (n,); the lowest go. To add one, write one function with `@strategy(...)`: `needs` says what has to
@@ -26,7 +26,7 @@ REDUCTIONS = {"max": lambda x: x.amax(0), "mean": lambda x: x.mean(0)}
 class Evidence:
     """What is known of one prompt of L tokens at the scoring layer; fields not needed are empty.
 
-    `received[set]` is (heads, L); `keys`, `values` (key-value heads, L, width) and `queries`
+    `accumulated[set]` is (heads, L); `keys`, `values` (key-value heads, L, width) and `queries`
     (heads, L, width) are post-rotary; `log_probs` (L,) is log p(token | all before it) and
     `asked_log_probs` the same with the question put before the context; `pieces` the tokens' texts.
     """
@@ -38,7 +38,7 @@ class Evidence:
     query_set: str = "all"
     window: int = 16
     seed: int = 0
-    received: dict[str, torch.Tensor] = field(default_factory=dict)
+    accumulated: dict[str, torch.Tensor] = field(default_factory=dict)
     keys: torch.Tensor | None = None
     values: torch.Tensor | None = None
     queries: torch.Tensor | None = None
@@ -49,7 +49,7 @@ class Evidence:
 
     def recorded(self, found: LayerRecord, row: int) -> None:
         """Take in what a layer recorded of a batch's `row`."""
-        self.received = {name: x[row] for name, x in found.received.items()}
+        self.accumulated = {name: x[row] for name, x in found.accumulated.items()}
         if found.states is not None:
             self.queries, self.keys, self.values = (x[row] for x in found.states)
 
@@ -90,24 +90,25 @@ def find_strategy(name: str) -> Strategy:
 
 
 def _at(evidence: Evidence, query_set: str) -> torch.Tensor:
-    """Attention received by the candidates from a query set, heads reduced: (n,)."""
-    return REDUCTIONS[evidence.heads](evidence.received[query_set][:, evidence.candidates])
+    """The candidates' accumulated attention over a query set, heads reduced: (n,)."""
+    return REDUCTIONS[evidence.heads](evidence.accumulated[query_set][:, evidence.candidates])
 
 
 @strategy("query_set")
-def received(e: Evidence):
-    """max_h sum_i A_h[i, j] (Zhou et al., arXiv 2410.19732); heads and query set as chosen."""
+def accumulated(e: Evidence):
+    """Accumulated attention, max_h sum_i A_h[i, j]: the paper's rule (Zhou et al., arXiv
+    2410.19732); heads and query set as chosen."""
     return _at(e, e.query_set)
 
 
 @strategy("query_set")
 def inverse(e: Evidence):
-    """-received: keeps what is attended to least. A control that must be worst."""
+    """-accumulated: keeps what is attended to least. A control that must be worst."""
     return -_at(e, e.query_set)
 
 
 @strategy("query_set")
-def received_normalised(e: Evidence):
+def accumulated_normalised(e: Evidence):
     """max_h mean_i A_h[i, j] over the queries that can see j: removes the start's head start."""
     asking = e.real & (e.kinds == Kind.QUESTION) if e.query_set == "question" else e.real
     after = asking.flip(0).cumsum(0).flip(0).clamp(min=1)
@@ -117,15 +118,15 @@ def received_normalised(e: Evidence):
 
 @strategy("all")
 def h2o(e: Evidence):
-    """sum_h sum_i A_h[i, j]: accumulated attention (H2O, Zhang et al., arXiv 2306.14048)."""
-    return e.received["all"][:, e.candidates].sum(0)
+    """sum_h sum_i A_h[i, j]: summed over heads (H2O, Zhang et al., arXiv 2306.14048)."""
+    return e.accumulated["all"][:, e.candidates].sum(0)
 
 
 @strategy("window")
 def snapkv(e: Evidence):
     """Attention from the last `window` queries, heads' mean, average-pooled by 5 over the tokens
     before them; what stands among the last `window` stays (SnapKV, Li et al., arXiv 2404.14469)."""
-    scores = e.received["window"].mean(0)
+    scores = e.accumulated["window"].mean(0)
     pooled, before = torch.full_like(scores, scores.max() + 1), e.real.nonzero()[:-e.window, 0]
     if len(before):
         pooled[before] = F.avg_pool1d(scores[before][None], 5, stride=1, padding=2)[0]
@@ -135,7 +136,7 @@ def snapkv(e: Evidence):
 @strategy("last")
 def last_token(e: Evidence):
     """mean_h A_h[last, j]: FastV's rule (Chen et al., arXiv 2403.06764) on the text."""
-    return e.received["last"][:, e.candidates].mean(0)
+    return e.accumulated["last"][:, e.candidates].mean(0)
 
 
 @strategy("states")
@@ -163,7 +164,7 @@ def expected_attention(e: Evidence):
 
 @strategy("query_set")
 def debiased(e: Evidence):
-    """received minus its trend over positions, a cubic fitted to its logarithm."""
+    """accumulated minus its trend over positions, a cubic fitted to its logarithm."""
     scores = _at(e, e.query_set).clamp(min=1e-12).log()
     x = np.linspace(-1, 1, len(scores))
     trend = np.polynomial.Polynomial.fit(x, scores.cpu().numpy(), min(3, len(scores) - 1))(x)
@@ -247,7 +248,7 @@ def oracle(e: Evidence):
 def fastv_visual(e: Evidence):
     """FastV's rule on the image (Chen et al., arXiv 2403.06764): drops as many image tokens as
     the others drop context."""
-    return e.received["last"][:, e.candidates].mean(0)
+    return e.accumulated["last"][:, e.candidates].mean(0)
 
 
 @strategy("query_set", drops=(Kind.IMAGE, Kind.CONTEXT))

@@ -59,9 +59,9 @@ def figures(
 ):
     """Draw every figure again from stored rows, without a model."""
     from vdp_utils import paths
-    from vdp_utils.commands.redraw import redraw
+    from vdp_utils.commands.figures import figures
 
-    print(*redraw(results or paths.results("full"), output or paths.figures("full"), model),
+    print(*figures(results or paths.results("full"), output or paths.figures("full"), model),
           sep="\n")
 
 
@@ -80,11 +80,11 @@ def bench(
 
 
 @app.command()
-def peers(profile: Profile = "quick", length: Lengths = (1024, 2048), repeats: Repeats = 5):
-    """Time kvpress beside them, in the environment of make peers."""
-    from vdp_utils.commands.peers import peers
+def baselines(profile: Profile = "quick", length: Lengths = (1024, 2048), repeats: Repeats = 5):
+    """Time kvpress beside them, in the environment of make baselines."""
+    from vdp_utils.commands.baselines import baselines
 
-    peers(profile, length, repeats)
+    baselines(profile, length, repeats)
 
 
 @app.command()

@@ -1,10 +1,10 @@
 """`vdp bench`: what recording and pruning cost, side by side in one run.
 
 Every table has medians of alternating repeats after a warm-up: `recording` (time and peak memory
-against SDPA and eager), `pruning` (time to first token, time per token, peak memory and cache
-bytes of the three ways, on the embedded model and on a wider random one) and `sharing` (questions
-behind one cached prefix). A table is written after every length, and what it has is not measured
-again. README.md beside the tables shows them all.
+against SDPA and eager), `pruning` (time to first token, time per output token, peak memory and
+cache bytes of the three modes, on the embedded model and on a wider random one) and `sharing`
+(questions after one cached prefix). A table is written after every length, and what it has is not
+measured again. README.md beside the tables shows them all.
 """
 
 import math
@@ -22,9 +22,9 @@ from transformers import DynamicCache
 
 from vdp_utils import figures, paths
 from vdp_utils.attention.kept import kept_count
+from vdp_utils.attention.modes import MODES
 from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import decoder_of, record
-from vdp_utils.attention.ways import WAYS
 from vdp_utils.errors import VDPError
 from vdp_utils.figures.bench import relative
 from vdp_utils.lvlm import prompts
@@ -113,28 +113,28 @@ def cache_bytes(config, tokens: int, itemsize: int = 4) -> int:
 
 
 @torch.no_grad()
-def pruning_table(model, length: int, repeats: int, rates=RATES, ways=WAYS,
+def pruning_table(model, length: int, repeats: int, rates=RATES, modes=MODES,
                   layer: int | None = None) -> pd.DataFrame:
-    """One line a way and rate: time to first token, per token, memory, cache, and the bound.
+    """One row per mode and rate: TTFT, TPOT, memory, cache, and the bound.
 
     Context is scored at decoder layer `layer`, by default an eighth of the way down.
 
-    The bound of `inflight` is the same layers alone at the lengths they see, timed in the same
+    The bound of `prefill` is the same layers alone at the lengths they see, timed in the same
     rounds: those up to the scoring layer over the whole prompt, the others over what is kept.
     """
     inputs, kinds = prompt(model, length)
     decoder, tokens = decoder_of(model), inputs["input_ids"].shape[1]
     config, scored = decoder.config, 1 + (len(decoder.layers) // 8 if layer is None else layer)
-    settings = [("none", 0.0)] + [(way, rate) for way in ways for rate in rates]
-    seconds = {setting: {"first": [], "token": [], "bound": []} for setting in settings}
+    settings = [("none", 0.0)] + [(mode, rate) for mode in modes for rate in rates]
+    seconds = {setting: {"ttft_s": [], "tpot_s": [], "bound_s": []} for setting in settings}
     memory, cached = {}, {}
 
-    def around(way, rate):
-        return (nullcontext() if way == "none"
-                else ContextPruner(rate, way=way, layer=layer, kinds=kinds)(model))
+    def around(mode, rate):
+        return (nullcontext() if mode == "none"
+                else ContextPruner(rate, mode=mode, layer=layer, kinds=kinds)(model))
 
-    def first(way, rate):
-        with around(way, rate):
+    def first(mode, rate):
+        with around(mode, rate):
             model(**inputs, use_cache=True, logits_to_keep=1)
 
     def bound(short):
@@ -147,60 +147,59 @@ def pruning_table(model, length: int, repeats: int, rates=RATES, ways=WAYS,
     for setting in settings:  # this warms up too
         memory[setting] = peak_increase(partial(first, *setting))
     for _ in range(repeats):
-        for way, rate in settings:
-            with around(way, rate):
+        for mode, rate in settings:
+            with around(mode, rate):
                 one = prefill_and_decode(model, inputs)
             kept = tokens - length + kept_count(length, rate)
             alone = timed(partial(bound, torch.randn(1, kept, config.hidden_size,
                                                      device=model.device))) \
-                if way == "inflight" else float("nan")
-            cached[way, rate] = one.pop("cache_bytes")
-            for name, value in (one | dict(bound=alone)).items():
-                seconds[way, rate][name].append(value)
+                if mode == "prefill" else float("nan")
+            cached[mode, rate] = one.pop("cache_bytes")
+            for name, value in (one | dict(bound_s=alone)).items():
+                seconds[mode, rate][name].append(value)
     whole, lines = operations(config, tokens, len(decoder.layers)), []
-    for way, rate in settings:
+    for mode, rate in settings:
         kept = tokens - length + kept_count(length, rate)
         start = operations(config, tokens, scored)
-        work = {"none": whole, "kv": whole,
-                "inflight": start + operations(config, kept, len(decoder.layers) - scored),
-                "rerun": start + operations(config, kept, len(decoder.layers))}[way]
+        work = {"none": whole, "evict": whole,
+                "prefill": start + operations(config, kept, len(decoder.layers) - scored),
+                "compress": start + operations(config, kept, len(decoder.layers))}[mode]
         lines.append(dict(
-            length=length, way=way, rate=rate, repeats=repeats,
-            first_token_s=median(seconds[way, rate]["first"]),
-            token_s=median(seconds[way, rate]["token"]),
-            bound_s=median(seconds[way, rate]["bound"]), operations=work / whole,
-            peak_bytes=memory[way, rate], cache_bytes=cached[way, rate],
+            length=length, mode=mode, rate=rate, repeats=repeats,
+            **{name: median(values) for name, values in seconds[mode, rate].items()},
+            operations=work / whole,
+            peak_bytes=memory[mode, rate], cache_bytes=cached[mode, rate],
             cache_formula=cache_bytes(config, kept)))
     return pd.DataFrame(lines)
 
 
 def early_table(model, length: int, repeats: int) -> pd.DataFrame:
-    """`pruning_table` of `inflight` scoring at the last layer of the first eighth of the depth."""
-    return pruning_table(model, length, repeats, (0.75,), ("inflight",),
+    """`pruning_table` of `prefill` scoring at the last layer of the first eighth of the depth."""
+    return pruning_table(model, length, repeats, (0.75,), ("prefill",),
                          len(decoder_of(model).layers) // 8 - 1)
 
 
 def break_even(table: pd.DataFrame) -> pd.DataFrame:
-    """Generated tokens from which a way and rate is faster than no pruning; inf where it never is.
+    """Generated tokens from which a mode and rate is faster than no pruning; inf where it never is.
 
-    The least n with first_token + n x token below the same sum without pruning.
+    The least n with TTFT + n x TPOT below the same sum without pruning.
     """
-    plain = table[table["way"] == "none"].set_index("length")
+    plain = table[table["mode"] == "none"].set_index("length")
     lines = []
-    for line in table[table["way"] != "none"].itertuples():
-        late = line.first_token_s - plain.loc[line.length, "first_token_s"]
-        gain = plain.loc[line.length, "token_s"] - line.token_s
-        pays = 0.0 if late < 0 else late / gain if gain > 0 else float("inf")
-        lines.append(dict(length=line.length, way=line.way, rate=line.rate, tokens=pays))
+    for line in table[table["mode"] != "none"].itertuples():
+        late = line.ttft_s - plain.loc[line.length, "ttft_s"]
+        gain = plain.loc[line.length, "tpot_s"] - line.tpot_s
+        tokens = 0.0 if late < 0 else late / gain if gain > 0 else float("inf")
+        lines.append(dict(length=line.length, mode=line.mode, rate=line.rate, tokens=tokens))
     return pd.DataFrame(lines)
 
 
 @torch.no_grad()
 def sharing_table(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> pd.DataFrame:
-    """Seconds for one prefill, and for six questions behind it: each alone, and sharing a cache."""
+    """Seconds for one prefill, and for six questions after it: each alone, and sharing a cache."""
     sample = next(s for s in presence_samples("evaluation", 20) if len(s.questions) == 6)
-    one, prefix = condition(lvlm, "other", length), prompts.shared_prefix(lvlm, sample, "other",
-                                                                          length)
+    one = condition(lvlm, "other_images", length)
+    prefix = prompts.shared_prefix(lvlm, sample, "other_images", length)
     times = alternate(repeats, prefill=lambda: prefill(lvlm, prefix),
                       alone=lambda: measure_sample(lvlm, sample, one, share=False),
                       shared=lambda: measure_sample(lvlm, sample, one))
@@ -261,21 +260,21 @@ PAGE = Path(__file__).with_name("bench.md.j2")  # the words around the tables
 
 
 def costs(tables: dict[str, pd.DataFrame], rate: float = 0.75) -> str:
-    """What pruning costs in Markdown, one table a model; times are ratios within one run."""
+    """What pruning costs in Markdown, one table per model; times are ratios within one run."""
     parts = []
     for model, name in (MODELS | EARLY).items():
         if name not in tables:
             continue
-        table = relative(tables[name]).merge(break_even(tables[name]),
-                                                     on=["length", "way", "rate"])
+        table = relative(tables[name])
+        table = table.merge(break_even(tables[name]), on=["length", "mode", "rate"])
         table = table[table["rate"] == rate]
-        shown = {"way": table["way"], "first token": table["first_token_s"].map(_ratio),
+        shown = {"mode": table["mode"], "TTFT": table["ttft_s"].map(_ratio),
                  "its bound": table["bound_s"].map(_ratio),
                  "operations": table["operations"].map(_ratio),
-                 "each further token": table["token_s"].map(_ratio),
+                 "TPOT": table["tpot_s"].map(_ratio),
                  "peak memory": table["peak_bytes"].map(_ratio),
                  "cache": table["cache_bytes"].map(_ratio),
-                 "pays from": table["tokens"].map(_tokens)}
+                 "break-even": table["tokens"].map(_tokens)}
         parts.append(f"{model}, rate {rate}:\n\n" + _markdown(
             pd.DataFrame(shown).set_index(table["length"]), "context tokens"))
     return "\n".join(parts)
@@ -286,8 +285,9 @@ def report(tables: dict[str, pd.DataFrame], pictures: str = "../../figures") -> 
 
     `pictures` is where the figures lie, as seen from that folder.
     """
-    made = {"recording": ("recording_embedded-s", _recording), "scores": ("peers_scores", _scores),
-            "sharing": ("sharing_embedded-s", _sharing), "peers": ("peers_times", _beside_peers)}
+    made = {"recording": ("recording_embedded-s", _recording),
+            "sharing": ("sharing_embedded-s", _sharing),
+            "scores": ("baselines_scores", _scores), "baselines": ("baselines_times", _baselines)}
     shown = {part: make(tables[name]) for part, (name, make) in made.items() if name in tables}
     return Template(PAGE.read_text()).render(
         shown, measured_on=_measured_on(tables), costs=costs(tables), pictures=pictures,
@@ -303,14 +303,14 @@ def write(tables: dict[str, pd.DataFrame], folder: Path, pictures: Path) -> str:
 
 
 def _measured_on(tables: dict[str, pd.DataFrame]) -> str:
-    """One line a table: its machine, its versions, and how often each call was timed."""
+    """One row per table: its machine, its versions, and how often each call was timed."""
     lines = {name: table.iloc[0].reindex(["device", "threads", "torch", "transformers", "repeats"])
              for name, table in tables.items()}
     return _markdown(pd.DataFrame(lines).T, "table")
 
 
 def _recording(table: pd.DataFrame) -> str:
-    """Recording against plain and eager attention: one line a context length."""
+    """Recording against plain and eager attention: one row per context length."""
     cells = [f"{line.ratio:.2f} ({line.peak_bytes / 2**20:.0f} MiB)" if line.setting != "SDPA"
              else f"{line.seconds:.2f} s ({line.peak_bytes / 2**20:.0f} MiB)"
              for line in table.itertuples()]
@@ -320,7 +320,7 @@ def _recording(table: pd.DataFrame) -> str:
 
 
 def _sharing(table: pd.DataFrame) -> str:
-    """Six questions, each alone and behind one cache: one line a context length."""
+    """Six questions, each alone and after one cache: one row per context length."""
     seconds = table.pivot(index="length", columns="setting", values="seconds")
     seconds["alone / shared"] = seconds["alone"] / seconds["shared"]
     return _markdown(seconds.map("{:.2f}".format), "context tokens",
@@ -328,21 +328,21 @@ def _sharing(table: pd.DataFrame) -> str:
 
 
 def _scores(table: pd.DataFrame) -> str:
-    """kvpress's scores against ours: one line a press."""
+    """kvpress's scores against ours: one row per press."""
     shown = {"ours": table["ours"], "note": table["note"], "rank correlation":
              table["ranks"].map(_ratio),
              "largest difference": table["difference"].map("{:.0e}".format)}
-    return _markdown(pd.DataFrame(shown).set_index(table["peer"]), "press")
+    return _markdown(pd.DataFrame(shown).set_index(table["baseline"]), "press")
 
 
-def _beside_peers(times: pd.DataFrame) -> str:
-    """The peers' times: one line a way or press, two columns a context length."""
+def _baselines(times: pd.DataFrame) -> str:
+    """The baselines' times: one row per mode or press, two columns per context length."""
     cells = {}
     for line in relative(times, "setting").itertuples():
-        for name, label in (("first_token_s", "first token"), ("token_s", "each further token")):
+        for name, label in (("ttft_s", "TTFT"), ("tpot_s", "TPOT")):
             cells.setdefault(f"{line.length}: {label}", {})[line.setting] = _ratio(
                 getattr(line, name))
-    return f"Rate {times['rate'].iloc[0]}:\n\n" + _markdown(pd.DataFrame(cells), "way or press")
+    return f"Rate {times['rate'].iloc[0]}:\n\n" + _markdown(pd.DataFrame(cells), "mode or press")
 
 
 def _ratio(value: float) -> str:

@@ -9,12 +9,12 @@ from vdp_utils.figures import style
 from vdp_utils.figures.style import WIDE
 
 SETTINGS = {"all queries": "o-", "question": "s--", "eager, all maps": "^-."}
-WAY_STYLES = {"inflight": "o-", "rerun": "s--", "kv": "^-."}
-MEASURES = {"first_token_s": "first_token_s", "token_s": "token_s", "bound_s": "first_token_s",
+MODE_STYLES = {"prefill": "o-", "compress": "s--", "evict": "^-."}
+MEASURES = {"ttft_s": "ttft_s", "tpot_s": "tpot_s", "bound_s": "ttft_s",
             "peak_bytes": "peak_bytes", "cache_bytes": "cache_bytes"}  # and what each is a part of
 
 
-def relative(table: pd.DataFrame, by: str = "way") -> pd.DataFrame:
+def relative(table: pd.DataFrame, by: str = "mode") -> pd.DataFrame:
     """The lines with pruning, their seconds and bytes relative to no pruning at the same length.
 
     Lines without pruning have "none" in the column `by`; measures that `table` lacks stay out.
@@ -69,24 +69,24 @@ def bench_recording(table: pd.DataFrame) -> Figure:
 
 def bench_pruning(tables: dict[str, pd.DataFrame], rate: float = 0.75, length: int = 4096
                   ) -> Figure:
-    """Time to first token and per token relative to no pruning; one line of panels a model."""
+    """TTFT and TPOT relative to no pruning; one row of panels per model."""
     figure, panels = plt.subplots(len(tables), 3, figsize=(WIDE, 2.3 * len(tables)),
                                   layout="constrained", squeeze=False, sharey="col")
-    colours = dict(zip(WAY_STYLES, sns.color_palette("colorblind", len(WAY_STYLES))))
+    colours = dict(zip(MODE_STYLES, sns.color_palette("colorblind", len(MODE_STYLES))))
     for (model, table), (first, token, rates) in zip(tables.items(), panels):
         table = relative(table)
-        for way, look in WAY_STYLES.items():
-            options = dict(color=colours[way], label=way)
-            part = table[(table["way"] == way) & (table["rate"] == rate)]
-            first.plot(part["length"], part["first_token_s"], look, **options)
-            token.plot(part["length"], part["token_s"], look, **options)
-            if way == "inflight":
+        for mode, look in MODE_STYLES.items():
+            options = dict(color=colours[mode], label=mode)
+            part = table[(table["mode"] == mode) & (table["rate"] == rate)]
+            first.plot(part["length"], part["ttft_s"], look, **options)
+            token.plot(part["length"], part["tpot_s"], look, **options)
+            if mode == "prefill":
                 first.plot(part["length"], part["bound_s"], ":", color="0.2",
-                           label="bound of inflight: its layers alone")
-            part = table[(table["way"] == way) & (table["length"] == length)]
-            rates.plot(part["rate"], part["first_token_s"], look, **options)
-        for axes, title in ((first, f"first token, rate {rate}"), (token, f"each further token, "
-                            f"rate {rate}"), (rates, f"first token, {length // 1024}k tokens")):
+                           label="bound of prefill: its layers alone")
+            part = table[(table["mode"] == mode) & (table["length"] == length)]
+            rates.plot(part["rate"], part["ttft_s"], look, **options)
+        for axes, title in ((first, f"TTFT, rate {rate}"), (token, f"TPOT, rate {rate}"),
+                            (rates, f"TTFT, {length // 1024}k tokens")):
             axes.axhline(1, color="0.4", linewidth=0.8)
             axes.set_ylim(0, None)
             axes.set_title(title)

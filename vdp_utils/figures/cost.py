@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vdp_utils.figures import style
-from vdp_utils.figures.bench import WAY_STYLES, _where, relative
+from vdp_utils.figures.bench import MODE_STYLES, _where, relative
 from vdp_utils.figures.ranking import GROUP_LOOKS
 from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
@@ -15,17 +15,17 @@ FAST = 1.5  # times of no pruning up to which operating points share a panel
 
 
 def cost(table: pd.DataFrame, model: str) -> Figure:
-    """F9: time to first token, time per token and cache by way and rate, relative to no pruning.
+    """F9: TTFT, TPOT and cache by mode and rate, relative to no pruning.
 
-    `table` is `findings.cost.summary` of the ways.
+    `table` is `findings.cost.summary` of the modes.
     """
     measures = list(dict.fromkeys(table["measure"]))
     figure, panels = plt.subplots(1, len(measures), figsize=(WIDE, 2.5), sharey=True)
     for axes, measure in zip(panels, measures):
-        for number, way in enumerate(WAY_STYLES):
-            part = table[(table["measure"] == measure) & (table["way"] == way)]
+        for number, mode in enumerate(MODE_STYLES):
+            part = table[(table["measure"] == measure) & (table["mode"] == mode)]
             style.curve(axes, part.assign(rate=part["rate"] + 0.01 * (number - 1)), number, "rate",
-                        label=way, spread=0)
+                        label=mode, spread=0)
         axes.axhline(1, color="0.4", linewidth=0.8)
         axes.set_ylim(0, None)
         axes.set_xticks(sorted(table["rate"].unique()))
@@ -38,15 +38,15 @@ def cost(table: pd.DataFrame, model: str) -> Figure:
 
 
 def break_even(tables: dict[str, pd.DataFrame], committed: bool = False) -> Figure:
-    """F9: generated tokens from which each way and rate is faster than no pruning.
+    """F9: generated tokens from which each mode and rate is faster than no pruning.
 
     `tables` are those of `bench.break_even` by model. With `committed` the figure says that they
     are the committed benchmark's, not of the run that shows it.
     """
     figure, panels = plt.subplots(1, len(tables), figsize=(WIDE, 2.9), sharey=True)
     for axes, (model, table) in zip(np.atleast_1d(panels), tables.items()):
-        table = table.assign(order=table["way"].map(list(WAY_STYLES).index))
-        counts = table.pivot(index=["order", "way", "rate"], columns="length", values="tokens")
+        table = table.assign(order=table["mode"].map(list(MODE_STYLES).index))
+        counts = table.pivot(index=["order", "mode", "rate"], columns="length", values="tokens")
         values = np.ceil(counts.to_numpy())
         shade = np.where(np.isinf(values), 4, np.log10(np.maximum(values, 1)))
         axes.imshow(np.ma.masked_invalid(shade), cmap="cividis_r", vmin=0, vmax=4, aspect="auto")
@@ -57,11 +57,11 @@ def break_even(tables: dict[str, pd.DataFrame], committed: bool = False) -> Figu
                       fontsize=4.5 if np.isnan(value) else 6,
                       color="white" if shade[row, column] > 2 else "black")
         axes.set_xticks(range(counts.shape[1]), [style.short(n) for n in counts.columns])
-        axes.set_yticks(range(len(counts)), [f"{way} {rate:g}" for _, way, rate in counts.index])
+        axes.set_yticks(range(len(counts)), [f"{mode} {rate:g}" for _, mode, rate in counts.index])
         axes.grid(False)
         axes.set(xlabel="context length (tokens)", title=model)
-    figure.suptitle("Generated tokens from which pruning is faster (0: from the first), by way and "
-                    f"rate{COMMITTED if committed else ''}", fontsize=8)
+    figure.suptitle("Break-even: generated tokens from which pruning is faster (0: from the first)"
+                    f"{COMMITTED if committed else ''}", fontsize=8)
     return figure
 
 
@@ -72,7 +72,7 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
     """
     figure, (left, slow, right) = plt.subplots(1, 3, figsize=(WIDE, 3.6),
                                                width_ratios=(1.9, 0.5, 1.4))
-    front = table[table["front"]]
+    front = table[table["pareto_front"]]
     for axes in (left, slow):
         axes.plot("time", "accuracy", data=front, color="0.4", linewidth=0.9, zorder=0, label="")
     for number, group in enumerate((*GROUP_LOOKS, "no pruning")):
@@ -83,11 +83,12 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
             axes.scatter(mine["time"], mine["accuracy"], 10 + 22 * mine["rate"] ** 2,
                          color=PALETTE[number], marker=MARKERS[number], linewidth=0)
         axes.set_ylim(-0.03, 1.03)
-        _named(axes, part[part["front"] | part["group"].isin(["the paper's rule", "no pruning"])])
+        _named(axes, part[part["pareto_front"]
+                          | part["group"].isin(["the paper's rule", "no pruning"])])
     left.set_xlim(0.46, 1.28)
     left.set_xticks([0.5, 0.75, 1])
     left.set(ylabel="balanced accuracy", title=f"{table['context_length'].iloc[0]} context tokens, "
-             "by strategy and rate\n(larger: higher rate; line: the front)")
+             "by strategy and rate\n(larger: higher rate; line: Pareto front)")
     slow.set(yticklabels=[], title="(perplexity)")
     if len(late := table[table["time"] > FAST]):
         slow.set_xlim(0.85 * late["time"].min(), 1.1 * late["time"].max())
@@ -114,7 +115,7 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
 
 def _named(axes, table: pd.DataFrame) -> None:
     """Names of operating points in a column at the right, each with a line to its point."""
-    height = 0.88  # below the front
+    height = 0.88  # below the Pareto front
     for line in table.sort_values("accuracy", ascending=False).itertuples():
         height = min(height, line.accuracy)
         name = "no pruning" if not line.rate else f"{line.strategy} {line.rate:g}"
@@ -128,8 +129,8 @@ def _named(axes, table: pd.DataFrame) -> None:
         height -= 0.055
 
 
-def peers(times: pd.DataFrame, committed: bool = False) -> Figure:
-    """F9: this study's ways and kvpress's presses, relative to no pruning in the same run.
+def baselines(times: pd.DataFrame, committed: bool = False) -> Figure:
+    """F9: this study's modes and kvpress's presses, relative to no pruning in the same run.
 
     `committed` as in `break_even`.
     """
@@ -138,8 +139,8 @@ def peers(times: pd.DataFrame, committed: bool = False) -> Figure:
     for axes, length in zip(np.atleast_1d(panels), lengths):
         part = relative(times[times["length"] == length], "setting").set_index("setting")
         places = np.arange(len(part))[::-1]
-        for number, (name, label) in enumerate((("first_token_s", "time to first token"),
-                                                ("token_s", "time per further token"))):
+        for number, (name, label) in enumerate((("ttft_s", "time to first token"),
+                                                ("tpot_s", "time per output token"))):
             axes.barh(places + 0.2 - 0.4 * number, part[name], 0.38, color=PALETTE[number],
                       hatch=("", "//")[number], edgecolor="white", label=label)
         axes.axvline(1, color="0.4", linewidth=0.8)

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 WIDTH, WIDE = 3.25, 6.75  # inches: one and two columns
 STYLE = Path(__file__).with_name("vdp.mplstyle")
 KINDS = {  # context kind -> (label, marker, line): colour is never the only difference
-    "same": ("same: about this image", "o", "-"),
-    "other": ("other: about other images", "s", "--"),
-    "mentions": ("mentions: names absent objects", "^", "-."),
+    "same_image": ("same image", "o", "-"),
+    "other_images": ("other images", "s", "--"),
+    "misleading": ("misleading: affirms absent objects", "^", "-."),
 }
 PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(KINDS, PALETTE))

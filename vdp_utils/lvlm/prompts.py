@@ -16,7 +16,8 @@ from vdp_utils.sources import dialogues
 from vdp_utils.sources.dialogues import Question
 from vdp_utils.sources.samples import PICTURES, Sample
 
-PLACES = {"words": 0.0, "words_middle": 0.5, "words_last": 1.0}  # where in the context it is told
+# where in the context the text description stands
+PLACES = {"text": 0.0, "text_middle": 0.5, "text_last": 1.0}
 IMAGES = (*PICTURES, "none", *PLACES)
 QUESTION_ROOM = 64  # tokens kept free for a question and its answer
 
@@ -105,9 +106,9 @@ def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0,
     return np.array(ids[len(ids) - length:], dtype=np.int64)
 
 
-def in_words(tokenizer, sample: Sample, seed: int = 0) -> np.ndarray:
-    """Token ids, int64, of the picture told in words, the image's stand-in."""
-    text = dialogues.in_words(sample.picture, (*sample.picture.seed, seed, 14))
+def text_description(tokenizer, sample: Sample, seed: int = 0) -> np.ndarray:
+    """Token ids, int64, of the picture's text description, the image's stand-in."""
+    text = dialogues.text_description(sample.picture, (*sample.picture.seed, seed, 14))
     return np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
 
 
@@ -176,17 +177,17 @@ def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int 
     """What all questions of a sample share: template, image, and `length` tokens of context.
 
     `image` is `own`, `blank` (mid-grey), `swapped` (a picture with none of the asked nouns), `none`
-    (no image tokens), or the picture told in words: before the context (`words`), between turns in
-    its middle (`words_middle`) or after it (`words_last`). These words are of kind IMAGE, whose
+    (no image tokens), or the picture's text description: before the context (`text`), between turns
+    in its middle (`text_middle`) or after it (`text_last`). Its tokens are of kind IMAGE, whose
     place they take, and no part of the context's length.
     """
     check_image(image)
     start = opening(lvlm, sample.image(image) if image in PICTURES else None)
-    told = in_words(lvlm.tokenizer, sample, seed) if image in PLACES else []
-    check_length(lvlm, length, len(start) + len(told))
+    described = text_description(lvlm.tokenizer, sample, seed) if image in PLACES else []
+    check_length(lvlm, length, len(start) + len(described))
     text = context(lvlm.tokenizer, kind, sample, length, seed)
     at = turn_start(lvlm.tokenizer, text, PLACES.get(image, 0.0))
-    return join(start, _part(text[:at], Kind.CONTEXT), _part(told, Kind.IMAGE),
+    return join(start, _part(text[:at], Kind.CONTEXT), _part(described, Kind.IMAGE),
                 _part(text[at:], Kind.CONTEXT))
 
 

@@ -1,4 +1,4 @@
-"""Samples x conditions -> tidy rows: one line a question, one stored table a condition."""
+"""Samples x conditions -> tidy rows: one row per question, one stored table per condition."""
 
 import copy
 import time
@@ -21,7 +21,7 @@ from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.samples import PICTURES, Sample
 
-CODE_VERSION = 2  # raise it when a change here, or in prompts or dialogues, changes a row
+CODE_VERSION = 3  # raise it when a change here, or in prompts or dialogues, changes a row
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     `measure_sample`, or `map_sample`.
 
     Columns: image_id, question_id, kind, nouns, context_kind, context_length, image; the token
-    counts template_tokens, image_tokens (or of the words that stand for the image),
+    counts template_tokens, image_tokens (or of the text description in its place),
     context_tokens, question_tokens; options and their log_likelihoods
     (nats), answer, predicted, correct; margin (log-likelihood of the answer minus that of the
     best other option), greedy (text, "" where not asked), target_share (share of the image that
@@ -119,7 +119,7 @@ def prefix_of(lvlm: LVLM, sample: Sample, one: Condition) -> Prompt:
 
 def last_rows(recording) -> list[torch.Tensor]:
     """Attention of the last token, where `record` took it, by layer: (heads, keys) each."""
-    return [recording[layer].received["last"][0] for layer in sorted(recording)]
+    return [recording[layer].accumulated["last"][0] for layer in sorted(recording)]
 
 
 @torch.no_grad()
@@ -170,7 +170,7 @@ def map_sample(lvlm: LVLM, sample: Sample, one: Condition) -> list[dict]:
     image = torch.from_numpy(prefix.kinds == Kind.IMAGE).to(lvlm.device).nonzero()[:, 0]
     for number, question in enumerate(sample.questions):
         asking = prompts.asking(lvlm, question)
-        with record(lvlm.model, received=("last",)) as recording:
+        with record(lvlm.model, accumulated=("last",)) as recording:
             scores = score(lvlm, prefix, cache, asking, question.options)
         maps = torch.stack([row[:, image].mean(0) for row in last_rows(recording)])
         rows.append(dict(
@@ -251,7 +251,7 @@ def generate(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, max_new_tokens: 
 @torch.no_grad()
 def answer(lvlm: LVLM, image: Image.Image | str | None, question: str, context: str = "",
            max_new_tokens: int = 40) -> str:
-    """Ask any question about any image (PIL, a path, or None), behind any context text."""
+    """Ask any question about any image (PIL, a path, or None), after any context text."""
     start = prompts.opening(lvlm, prompts.open_image(image) if image is not None else None)
     words = prompts.words(lvlm, context)
     prompts.check_length(lvlm, len(words), len(start))

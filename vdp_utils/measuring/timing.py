@@ -1,6 +1,6 @@
 """What the benchmarks share: alternating repeats, peak memory, a wide random LVLM, its prompts.
 
-Nothing here needs the study, so that peers can be timed under an older transformers too.
+Nothing here needs the study, so that baselines can be timed under an older transformers too.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from vdp_utils.attention.recording import decoder_of
 from vdp_utils.attention.tokens import Kind, image_token_id
 
-DECODED = 8  # tokens timed behind each cache
+DECODED = 8  # tokens timed after each prompt
 IMAGE_TOKENS, QUESTION_TOKENS = 100, 16
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -123,7 +123,7 @@ def machine() -> dict[str, str]:
 
 @torch.no_grad()
 def prefill_and_decode(model, inputs: dict) -> dict[str, float]:
-    """Seconds to the first token and per further token, and the bytes of the prompt's cache."""
+    """Seconds to first token and per output token, and the bytes of the prompt's cache."""
     synchronize()
     started = time.perf_counter()
     output = model(**inputs, use_cache=True, logits_to_keep=1)
@@ -134,5 +134,5 @@ def prefill_and_decode(model, inputs: dict) -> dict[str, float]:
         output = model(input_ids=output.logits[:, -1:].argmax(-1), past_key_values=cache,
                        use_cache=True, logits_to_keep=1)
     synchronize()
-    return dict(first=middle - started, token=(time.perf_counter() - middle) / DECODED,
+    return dict(ttft_s=middle - started, tpot_s=(time.perf_counter() - middle) / DECODED,
                 cache_bytes=size)

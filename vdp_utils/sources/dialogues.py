@@ -13,7 +13,7 @@ import numpy as np
 from vdp_utils.errors import VDPError
 from vdp_utils.sources.pictures import Item, Picture
 
-CONTEXT_KINDS = ("same", "other", "mentions")
+CONTEXT_KINDS = ("same_image", "other_images", "misleading")
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("one", "two", "three", "four")
 MIDLINE_GAP = 0.08  # a position is asked only where the box centre is this far from both midlines
@@ -207,7 +207,7 @@ def ask(picture: Picture, kind: str, rng, held_out: bool = False, avoid=()) -> Q
 
 
 def describe(picture: Picture, rng, avoid=()) -> str:
-    """The picture in words: every object not in `avoid`, with its number and place."""
+    """The picture as text: every object not in `avoid`, with its number and place."""
     sentences = []
     for noun, count in picture.counts.items():
         if noun in avoid:
@@ -267,7 +267,7 @@ def _turn(scene, rng, avoid) -> tuple[str, str]:
 
 
 def dialogue(scene, rng, turns: int, avoid=()) -> dict:
-    """A multi-turn dialogue about a drawn scene in the SVIT schema, naming no noun of `avoid`.
+    """A multi-turn dialogue about a synthetic scene in the SVIT schema, naming no noun of `avoid`.
 
     `scene` is a `scenes.Scene`: what is said of theme and texture is true of no other picture.
     """
@@ -311,7 +311,7 @@ def _checked(record, where: str) -> dict:
 
 
 def as_text(record: dict, lead: str = "") -> str:
-    """A dialogue as plain text, one line a turn; `lead` opens the first user turn."""
+    """A dialogue as plain text, one line per turn; `lead` opens the first user turn."""
     lines = []
     for turn in record["conversations"]:
         name = "User" if turn["from"] == "user" else "Assistant"
@@ -329,22 +329,22 @@ def check_context_kind(kind: str) -> None:
 def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, leads=LEADS):
     """Endless pieces of context text, nearest to the question first.
 
-    `asked` maps every noun that will be asked to whether the picture shows it. `same` talks about
-    this picture and `other` about others, and neither names an asked noun, so neither states the
-    answer. `mentions` is `other` with the asked nouns that the picture lacks affirmed of other
-    pictures. Dialogues about others open with one of `leads`. Longer contexts extend shorter ones
-    at the far end.
+    `asked` maps every noun that will be asked to whether the picture shows it. `same_image` talks
+    about this picture and `other_images` about others, and neither names an asked noun, so neither
+    states the answer. `misleading` is `other_images` with the asked nouns that the picture lacks
+    affirmed of other pictures. Dialogues about others open with one of `leads`. Longer contexts
+    extend shorter ones at the far end.
     """
     check_context_kind(kind)
     rng = np.random.default_rng(seed)
-    lure = [noun for noun, present in asked.items() if not present]
+    absent = [noun for noun, present in asked.items() if not present]
     while True:
-        if kind == "same":
+        if kind == "same_image":
             yield as_text(picture.dialogue(rng, 4, asked))
             continue
         record = picture.other(rng).dialogue(rng, int(rng.integers(3, 6)), asked)
-        if kind == "mentions" and lure:
-            noun = _pick(rng, lure)
+        if kind == "misleading" and absent:
+            noun = _pick(rng, absent)
             at = 2 * int(rng.integers(len(record["conversations"]) // 2 + 1))
             record["conversations"][at:at] = [
                 {"from": "user", "value": _template(rng, "presence", False).format(a=a(noun))},
@@ -352,8 +352,8 @@ def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, le
         yield as_text(record, lead=_pick(rng, leads) + " ")
 
 
-def in_words(picture: Picture, seed) -> str:
-    """The picture in words, as a dialogue of one question and answer: every object is named."""
+def text_description(picture: Picture, seed) -> str:
+    """The picture as text, a dialogue of one question and answer: every object is named."""
     rng = np.random.default_rng((*seed, 7))
     record = {"conversations": [
         {"from": "user", "value": _template(rng, "description", False)},

@@ -1,4 +1,4 @@
-"""What the study asks of a picture, whatever kind it is: drawn scenes are the first kind."""
+"""What the study asks of a picture, whatever kind it is: synthetic scenes are the first kind."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Scenes: everyday glyphs composed into pictures whose every object and box is known.
+"""Synthetic scenes: everyday glyphs composed into pictures whose every object and box is known.
 
 A scene has a theme (kitchen, farm, ...) whose nouns occur together, with off-theme objects at
 `OFF_THEME_RATE`; so there is a language prior to be right or wrong, as in photographs.
@@ -79,7 +79,7 @@ class Item(pictures.Item):
 
 @dataclass(frozen=True)
 class Scene(pictures.Picture):
-    """A drawn picture: boxes never overlap, so no object hides another."""
+    """A synthetic picture: boxes never overlap, so no object hides another."""
 
     image_id: str
     theme: str

@@ -147,7 +147,7 @@ def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM
     """Questions on images, or with `oracle` on true noun and place embeddings as patches.
 
     Parts without a learning rate in `rates` stay as they are. With `questions` (how many of each
-    kind) no contexts and no scenes in words: a skill appears suddenly, and sooner where nothing
+    kind) no contexts and no text descriptions: a skill appears suddenly, and sooner where nothing
     stands between image and question.
     """
     model = lvlm.model
@@ -156,7 +156,7 @@ def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM
     run = Run(folder, name, minutes, {key: parts[key] for key in rates}, rates, log)
     nouns, places = noun_embeddings(lvlm), place_embeddings(lvlm)
     truth_features = (lambda labels: nouns[labels.to(DEVICE)] + places) if oracle else None
-    held_out = {"image": dict(image=True, context=0), "words": dict(image=False, context=0)}
+    held_out = {"image": dict(image=True, context=0), "text": dict(image=False, context=0)}
     if not questions:
         held_out |= {"context": dict(image=True, context=512), "blank": dict(image=True, context=0)}
     validation = {key: [PackedDialogues(lvlm, "validation", batch=8, **fixed).make(n)

@@ -2,7 +2,7 @@
 
 All steps see the same scenes and questions in the same order. What differs is how far a question
 stands from what it is about. Distances come from position skips, position ids that jump between
-two tokens (PoSE; Zhu et al., arXiv 2309.10400), and for words from some real long contexts too.
+two tokens (PoSE; Zhu et al., arXiv 2309.10400), and for text from some real long contexts too.
 """
 
 import math
@@ -26,17 +26,17 @@ from vdp_utils.training.packing import (CONTEXT_RATE, DESCRIPTION_RATE, MAX_CONT
                                         WEIGHTS, Packed, pack)
 from vdp_utils.training.tower import GRID, pixels
 
-REACH = 4_400  # positions: 4,096 tokens of context, the scene in words and a question
+REACH = 4_400  # positions: 4,096 tokens of context, the text description and a question
 STRATA = (0, 512, 1_024, 2_048, REACH)  # none and each stretch between two are as frequent
 GAPS = (0, 512, 1_024, 2_048, 4_096)  # of the evaluation
 RATES = {"decoder": 3e-4, "projector": 2e-4, "tower": 5e-5}
 BATCH, LONG_BATCH, SEVERAL_BATCH = 8, 2, 4  # rows
-WORDS_RATE = 1 / 3  # share of batches
-LONG_RATE = 1 / 4  # share of the batches in words: real contexts of up to 4,096 tokens
-SEVERAL_RATE = 1 / 8  # share of the image batches: two or three pictures a row
+TEXT_RATE = 1 / 3  # share of batches
+LONG_RATE = 1 / 4  # share of the text batches: real contexts of up to 4,096 tokens
+SEVERAL_RATE = 1 / 8  # share of the image batches: two or three pictures per row
 WORTH = WEIGHTS | {"naming": 12.0}
-WORDS_QUESTIONS = {"presence": 12, "position": 2, "counting": 1}  # no relations, no sizes
-SEVERAL_QUESTIONS = {"presence": 4, "position": 1, "counting": 1, "naming": 1}  # a picture
+TEXT_QUESTIONS = {"presence": 12, "position": 2, "counting": 1}  # no relations, no sizes
+SEVERAL_QUESTIONS = {"presence": 4, "position": 1, "counting": 1, "naming": 1}  # per picture
 ORDINALS = ("first", "second", "third")
 AT_START = "About the image shown at the start: "
 NOT_SHOWN = ["Now a picture that is not shown here.", "Here is what was said of another picture, "
@@ -48,7 +48,7 @@ NOT_SHOWN = ["Now a picture that is not shown here.", "Here is what was said of 
 class Instrument:
     """How far, in positions, questions stand from what they are about in training."""
 
-    words: int
+    text: int
     images: int
 
 
@@ -69,7 +69,7 @@ def skip(rng, ids: np.ndarray, start: int, end: int, questions: int, whole: int)
     Questions are about tokens `start` to `end` of the prefix `ids`; from `end` to a question is a
     `distance`, or the tokens between where they are more. Half of the prefixes leave all of it
     before the question, each question its own; the others share one distance, part of which lies
-    somewhere in the tokens behind `end`, and some more lies before `start` where that is not 0.
+    somewhere in the tokens after `end`, and some more lies before `start` where that is not 0.
     `whole` is the id of the image tokens, between which nothing lies.
     """
     positions, between = np.arange(len(ids)), len(ids) - end
@@ -92,7 +92,7 @@ def skip(rng, ids: np.ndarray, start: int, end: int, questions: int, whole: int)
 class Further(IterableDataset):
     """Endless batches of the further training of an instrument, from batch number `start`.
 
-    A batch's rows are `image`, `words` (no image), `long` (words in a long context) or `several`
+    A batch's rows are `image`, `text` (no image), `long` (text in a long context) or `several`
     (pictures); `kind` fixes what is otherwise drawn. Scenes, questions and wording hang on split,
     seed and number alone, so that all instruments see the same.
     """
@@ -110,9 +110,9 @@ class Further(IterableDataset):
 
     def drawn_kind(self, rng) -> str:
         """What a batch's rows are."""
-        words, special = rng.random() < WORDS_RATE, rng.random()
-        if words:
-            return "long" if special < LONG_RATE else "words"
+        text, special = rng.random() < TEXT_RATE, rng.random()
+        if text:
+            return "long" if special < LONG_RATE else "text"
         return "several" if special < SEVERAL_RATE else "image"
 
     def make(self, number: int) -> Packed:
@@ -135,7 +135,7 @@ class Further(IterableDataset):
                 shown += [pixels(scenes.render(scene)) for scene in row]
                 reach = self.instrument.images
             else:
-                reach = self.instrument.words
+                reach = self.instrument.text
             rows.append((ids, asked))
             skips.append(skip(placing, ids, start, end, len(asked), self.lvlm.image_token_id)
                          if reach > MAX_CONTEXT else (np.arange(len(ids)), [0] * len(asked)))
@@ -143,18 +143,18 @@ class Further(IterableDataset):
                     pixels=torch.stack(shown) if shown else None, labels=None)
 
     def length(self, kind: str, rng) -> int:
-        """Tokens of context in a batch of one scene a row."""
+        """Tokens of context in a batch of one scene per row."""
         short, share = int(rng.integers(16, MAX_CONTEXT + 1)), rng.random()
         if kind != "long":
             return short if share < CONTEXT_RATE else 0
-        if self.instrument.words <= MAX_CONTEXT:
+        if self.instrument.text <= MAX_CONTEXT:
             return short
         return round(MAX_CONTEXT * (GAPS[-1] / MAX_CONTEXT) ** share)
 
     def single(self, scene: scenes.Scene, rng, kind: str, length: int):
-        """A row about one scene: prefix, its tokens that tell or show the scene, questions."""
+        """A row about one scene: prefix, its tokens that describe or show the scene, questions."""
         tokenizer, image = self.lvlm.tokenizer, kind == "image"
-        wanted = [k for k, n in (QUESTIONS if image else WORDS_QUESTIONS).items()
+        wanted = [k for k, n in (QUESTIONS if image else TEXT_QUESTIONS).items()
                   for _ in range(n)]
         if rng.random() < DESCRIPTION_RATE:
             wanted.append("description")
@@ -162,8 +162,9 @@ class Further(IterableDataset):
         own = rng.random() < 0.5
         # a dialogue about this scene may speak of half the asked nouns, as dialogues do
         quiet = tuple(q for q in asked if q.kind == "presence" and rng.random() < 0.5)
-        about, seed = "same" if image and own else "other", int(rng.integers(2**31))
-        sample = Sample(scene, quiet if about == "same" else ())
+        about = "same_image" if image and own else "other_images"
+        seed = int(rng.integers(2**31))
+        sample = Sample(scene, quiet if about == "same_image" else ())
         text = prompts.context(tokenizer, about, sample, length, seed,
                                leads=[*LEADS, *NOT_SHOWN])
         start = len(opening := self.opening(image))
@@ -171,11 +172,11 @@ class Further(IterableDataset):
         if image:
             ids, span = np.concatenate([opening, text]), (0, start)
         else:
-            told = prompts.in_words(tokenizer, sample, seed)
+            described = prompts.text_description(tokenizer, sample, seed)
             if rng.random() < 0.5:
                 at = prompts.turn_start(tokenizer, text, rng.random())
-            ids = np.concatenate([opening, text[:at], told, text[at:]])
-            span = (start + at, start + at + len(told))
+            ids = np.concatenate([opening, text[:at], described, text[at:]])
+            span = (start + at, start + at + len(described))
         leads = (QUESTION_LEAD, QUESTION_LEAD if at else AT_START)
         return ids, *span, [self.question(q, leads[rng.integers(2)], image) for q in asked]
 
@@ -252,7 +253,7 @@ class Further(IterableDataset):
 
 @torch.no_grad()
 def presence_hits(lvlm: LVLM, packed: Packed) -> pd.DataFrame:
-    """One line a presence question: row, block, gap, answer, correct.
+    """One row per presence question: row, block, gap, answer, correct.
 
     The likelier of Yes and No, by their first tokens, is what the model says. `gap`: how many
     positions lie free before the question.
@@ -276,14 +277,15 @@ def presence_hits(lvlm: LVLM, packed: Packed) -> pd.DataFrame:
 
 
 def presence_by_gap(lvlm: LVLM, samples: list[Sample], image: bool) -> pd.DataFrame:
-    """Rows of every presence question behind its image, or the scene in words, after each of GAPS.
+    """Rows of every presence question after its image, or its text description, at each of GAPS.
 
     Columns image_id, question_id, gap, answer, correct. No text: the question's position ids
     alone begin later.
     """
     tables, ends = [], [lvlm.tokenizer.eos_token_id]
     for sample in samples:
-        prefix = prompts.shared_prefix(lvlm, sample, "other", 0, image="own" if image else "words")
+        prefix = prompts.shared_prefix(lvlm, sample, "other_images", 0,
+                                       image="own" if image else "text")
         asked = [(prompts.asking(lvlm, q, image).input_ids,
                   prompts.option_ids(lvlm, q.answer) + ends, q.kind)
                  for q in sample.questions for _ in GAPS]
@@ -329,7 +331,7 @@ def train_further(folder: Path, instrument: Instrument, steps: int, log: Path, l
     run = Run(folder, "further", 0, {key: parts[key] for key in RATES}, RATES, log, limit=steps)
     samples = one_pair(presence_samples("validation", images))
     validation = {kind: [Further(lvlm, "validation", INSTRUMENTS["short"], kind=kind).make(n)
-                         for n in range(4)] for kind in ("image", "words", "several")}
+                         for n in range(4)] for kind in ("image", "text", "several")}
     due = run.step + every - run.step % every
 
     def evaluation():
@@ -338,7 +340,7 @@ def train_further(folder: Path, instrument: Instrument, steps: int, log: Path, l
             return {}
         due = run.step + every - run.step % every
         values = evaluate(lvlm, validation)
-        for kind in ("image", "words"):
+        for kind in ("image", "text"):
             with autocast():
                 rows = presence_by_gap(lvlm, samples, kind == "image")
             values |= {f"{kind}_gap_{gap}": rows["correct"][rows["gap"] == gap].mean()

@@ -1,4 +1,4 @@
-"""Packed dialogues: many questions behind one image, each seeing the image and itself only."""
+"""Packed dialogues: many questions after one image, each seeing the image and itself only."""
 
 from dataclasses import dataclass
 
@@ -73,7 +73,7 @@ class PackedDialogues(IterableDataset):
     """Endless batches of `batch` scenes with their questions, from batch number `start`.
 
     `image` and `context` fix what is otherwise drawn per batch: whether the scene is an image or
-    told in words, and the context's length in tokens; `questions` how many of each kind.
+    a text description, and the context's length in tokens; `questions` how many of each kind.
     """
 
     def __init__(self, lvlm: LVLM, split: str, start: int = 0, batch: int = 8,
@@ -106,23 +106,23 @@ class PackedDialogues(IterableDataset):
         if rng.random() < DESCRIPTION_RATE:
             kinds.append("description")
         asked = [dialogues.ask(scene, kind, rng) for kind in kinds
-                 if image or kind not in ("relation", "naming")]  # words tell no places or sizes
+                 if image or kind not in ("relation", "naming")]  # text tells no places or sizes
         asked = [question for question in asked if question]
         if image:
             start = self.opening(True)
             # a dialogue about this scene may speak of half the asked nouns, as dialogues do
             quiet = [q for q in asked if q.kind == "presence" and rng.random() < 0.5]
-            kind = ("same", "other")[rng.integers(2)]
-            sample = Sample(scene, tuple(quiet) if kind == "same" else ())
+            kind = ("same_image", "other_images")[rng.integers(2)]
+            sample = Sample(scene, tuple(quiet) if kind == "same_image" else ())
         else:
-            start, kind, sample = self.opening(False), "other", Sample(scene, ())
+            start, kind, sample = self.opening(False), "other_images", Sample(scene, ())
         seed = int(rng.integers(2**31))
-        words = prompts.context(tokenizer, kind, sample, context, seed)
+        text = prompts.context(tokenizer, kind, sample, context, seed)
         if not image:
-            words = np.concatenate([prompts.in_words(tokenizer, sample, seed), words])
+            text = np.concatenate([prompts.text_description(tokenizer, sample, seed), text])
         answers = [tokenizer(q.answer, add_special_tokens=False).input_ids
                    + [tokenizer.eos_token_id] for q in asked]
-        return np.concatenate([start, words]), [
+        return np.concatenate([start, text]), [
             (prompts.asking(self.lvlm, q, image).input_ids, x, q.kind)
             for q, x in zip(asked, answers)]
 

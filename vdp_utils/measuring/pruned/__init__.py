@@ -1,7 +1,7 @@
 """Measuring under pruning: answers, attention and time, before and after context is dropped.
 
 `conditions` says what is pruned how; `answers` (F6, F7), `masses` (F8) and `times` (F9) make a
-sample's rows for `measure.measure(each=...)`; `unpruned` prunes one prompt in many ways at once.
+sample's rows for `measure.measure(each=...)`; `unpruned` prunes one prompt many times at once.
 """
 
 from vdp_utils.measuring.pruned.answers import answers_sample, example_sample

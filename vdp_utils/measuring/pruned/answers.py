@@ -17,10 +17,10 @@ from vdp_utils.sources.samples import PICTURES, Sample
 
 @torch.no_grad()
 def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
-    """Rows of one sample: each question without pruning, and pruned in every way asked for.
+    """Rows of one sample: each question without pruning, and pruned by every strategy and rate.
 
     Columns: image_id, question_id, nouns, context_kind, context_length, image, strategy ("none"
-    without pruning), rate, way, layer, positions; options, log_likelihoods (nats), answer,
+    without pruning), rate, mode, layer, positions; options, log_likelihoods (nats), answer,
     predicted, correct and margin as `measure` has them; kept_tokens (of the context), and
     attention (of the answer position, layers x `Kind`, heads' mean, flattened float16).
     """
@@ -34,20 +34,20 @@ def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
         context = int((first.kinds == Kind.CONTEXT).sum())
         found = [(NONE, 0.0, *first.answer, context)]
         for rate in one.rates:
-            answers = (_in_flight(first, one.strategies, rate) if one.way == "inflight" else
+            answers = (_during_prefill(first, one.strategies, rate) if one.mode == "prefill" else
                        [_answer(lvlm, prefix, asking, question, first.kinds, one, text, rate)
                         for text in one.strategies])
             found += [(text, rate, *answer) for text, answer in zip(one.strategies, answers)]
         for strategy, rate, scores, mass, kept in found:
             rows.append(dict(
                 **pruned_place(sample, number, one, strategy, rate),
-                nouns="/".join(question.nouns), image=one.image, way=one.way, layer=one.layer,
+                nouns="/".join(question.nouns), image=one.image, mode=one.mode, layer=one.layer,
                 positions=one.positions, **judged(question, scores), kept_tokens=kept,
                 attention=halves(mass)))
     return rows
 
 
-def _in_flight(first: Unpruned, strategies, rate: float) -> list[tuple]:
+def _during_prefill(first: Unpruned, strategies, rate: float) -> list[tuple]:
     """What `_answer` gives, of every strategy, each going on from one unpruned pass."""
     stays = torch.stack([first.staying(text, rate) for text in strategies])
     kept = (stays & (first.kinds == Kind.CONTEXT)).sum(1).tolist()
@@ -66,7 +66,7 @@ def _looking(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: A
     """The options' scores, attention of the answer position (layers, L; 0 on what was dropped by
     then), and which tokens stay, bool (L,); strategy "none" drops nothing."""
     with pruned_around(lvlm, one, strategy, rate, kinds[None]) as pruner, record(
-            lvlm.model, received=("last",)) as recording:
+            lvlm.model, accumulated=("last",)) as recording:
         scores = score(lvlm, prefix, None, asking, question.options)
     rows = last_rows(recording)
     stays = torch.full_like(kinds, pruner is None, dtype=torch.bool)

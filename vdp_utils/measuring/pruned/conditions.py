@@ -1,4 +1,4 @@
-"""What is pruned how: conditions of `measure` with pruning strategies, ways and rates."""
+"""What is pruned how: conditions of `measure` with pruning strategies, modes and rates."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ NONE = "none"  # the strategy of a row without pruning
 
 @dataclass(frozen=True)
 class PrunedCondition(Condition):
-    """A condition under which context is pruned, in flight, at each of `rates`."""
+    """A condition under which context is pruned, during prefill, at each of `rates`."""
 
     rates: tuple[float, ...] = (0.5,)
-    strategy: str = "received"
+    strategy: str = "accumulated"
     layer: int = 0
 
 
 def pruned_condition(lvlm: LVLM, context_kind: str, context_length: int, rates,
-                     strategy: str = "received", layer: int = 0) -> PrunedCondition:
+                     strategy: str = "accumulated", layer: int = 0) -> PrunedCondition:
     """A condition with pruning; what it asks for is checked as `ContextPruner` checks it."""
     for rate in rates:
         ContextPruner(rate, strategy, layer=layer, context=(0, 1))
@@ -38,13 +38,13 @@ def pruned_condition(lvlm: LVLM, context_kind: str, context_length: int, rates,
 class AnswerCondition(PrunedCondition):
     """Questions answered without pruning, and with it by each of `strategies` at each of `rates`.
 
-    A strategy is a name with what differs from the default behind it, e.g. "received",
-    "received mean question" (heads, query set) or "random 3" (seed). With the scene told in words
-    (`image="words_middle"` and the like) these words are context here, and may be dropped.
+    A strategy is a name followed by what differs from the default, e.g. "accumulated",
+    "accumulated mean question" (heads, query set) or "random 3" (seed). A text description in the
+    image's place (`image="text_middle"` and the like) is context here, and may be dropped.
     """
 
-    strategies: tuple[str, ...] = ("received",)
-    way: str = "inflight"
+    strategies: tuple[str, ...] = ("accumulated",)
+    mode: str = "prefill"
     positions: str = "kept"
 
     @property
@@ -60,21 +60,21 @@ class AnswerCondition(PrunedCondition):
 
 
 def answer_condition(lvlm: LVLM, context_kind: str, context_length: int, rates=(),
-                     strategies=("received",), image: str = "own", layer: int = 0,
-                     way: str = "inflight", positions: str = "kept") -> AnswerCondition:
+                     strategies=("accumulated",), image: str = "own", layer: int = 0,
+                     mode: str = "prefill", positions: str = "kept") -> AnswerCondition:
     """A condition with pruned answers. VDPError for one that the model cannot be put under."""
     for text in strategies:
         name, options = parsed(text)
         needs = dict(processor=lvlm.processor, context=(0, 1), evidence=torch.ones(1, 1))
         for rate in rates:
-            ContextPruner(rate, name, way, layer, positions=positions, **options, **needs)
+            ContextPruner(rate, name, mode, layer, positions=positions, **options, **needs)
     return AnswerCondition(**vars(condition(lvlm, context_kind, context_length, image)),
-                           rates=tuple(rates), layer=layer, strategies=tuple(strategies), way=way,
+                           rates=tuple(rates), layer=layer, strategies=tuple(strategies), mode=mode,
                            positions=positions)
 
 
 def parsed(text: str) -> tuple[str, dict]:
-    """A strategy's name, and the options that `text` gives behind it."""
+    """A strategy's name, and the options that follow it in `text`."""
     name, *words = text.split()
     options: dict = {}
     for word in words:
@@ -116,5 +116,5 @@ def pruned_around(lvlm: LVLM, one: AnswerCondition, strategy: str, rate: float,
     name, options = parsed(strategy)
     if name == NONE:
         return nullcontext()
-    return ContextPruner(rate, name, one.way, one.layer, positions=one.positions, kinds=kinds,
+    return ContextPruner(rate, name, one.mode, one.layer, positions=one.positions, kinds=kinds,
                          processor=lvlm.processor, **options)(lvlm.model)

@@ -16,7 +16,7 @@ from vdp_utils.sources.samples import Sample
 
 def _last_rows(lvlm: LVLM, inputs: dict) -> list[torch.Tensor]:
     """Attention of the prompt's last token in every layer: (heads, keys) each."""
-    with record(lvlm.model, received=("last",)) as recording:
+    with record(lvlm.model, accumulated=("last",)) as recording:
         lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
     return last_rows(recording)
 

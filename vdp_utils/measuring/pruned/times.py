@@ -1,4 +1,4 @@
-"""F9: time to the first token and per token, with and without pruning."""
+"""F9: time to first token and per output token, with and without pruning."""
 
 import torch
 
@@ -11,11 +11,11 @@ from vdp_utils.sources.samples import Sample
 
 @torch.no_grad()
 def times_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
-    """Rows of one sample: each question's prompt timed without pruning, and pruned in each way.
+    """Rows of one sample: each question's prompt timed without pruning, and pruned in each mode.
 
     Plain and pruned passes take turns, after a plain one that is not timed. Columns: image_id,
-    question_id, context_kind, context_length, strategy ("none" without pruning), rate, way;
-    first_token_s (the prompt, image included), token_s (each of the next `timing.DECODED`) and
+    question_id, context_kind, context_length, strategy ("none" without pruning), rate, mode;
+    ttft_s (the prompt, image included), tpot_s (mean of the next `timing.DECODED`) and
     cache_bytes (of the prompt).
     """
     rows = []
@@ -26,7 +26,5 @@ def times_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]
             with pruned_around(lvlm, one, strategy, rate, kinds):
                 found = timing.prefill_and_decode(lvlm.model, inputs)
             rows.append(dict(
-                **pruned_place(sample, number, one, strategy, rate), way=one.way,
-                first_token_s=found["first"], token_s=found["token"],
-                cache_bytes=found["cache_bytes"]))
+                **pruned_place(sample, number, one, strategy, rate), mode=one.mode, **found))
     return rows

@@ -22,7 +22,7 @@ AT_ONCE = 4096  # tokens of pruned prompts that run in one batch
 class Unpruned:
     """One question's prompt, run without pruning once; pruned passes go on from its first layers.
 
-    What `ContextPruner` does in flight, for many kept sets of one prompt: the layers up to
+    What `ContextPruner` does during prefill, for many kept sets of one prompt: the layers up to
     `layer` run once for all, and so does what stands before the context, unless a set lacks some of
     it; the rest once for each set, sets of equal size in one batch.
     `answer` is the unpruned answer: the options' log-likelihoods and attention (layers, 4).
@@ -122,7 +122,7 @@ class Unpruned:
             for layer, (args, kwargs) in zip(self.decoder.layers[self.layer + 1:], self.calls):
                 (first, *more), kwargs = kept.shortened(args, kwargs, masks)
                 if start:
-                    kwargs["past_key_values"] = _Behind(self.cache, start, len(index))
+                    kwargs["past_key_values"] = _Beginning(self.cache, start, len(index))
                 hidden = layer(first if hidden is None else hidden, *more, **kwargs)
         logits = self.lvlm.model.get_output_embeddings()(self.decoder.norm(hidden[:, -1]))
         early = self.masses[:self.layer + 1]
@@ -131,7 +131,7 @@ class Unpruned:
             yield self._scores(logit), torch.stack([*early, *late])
 
 
-class _Behind:
+class _Beginning:
     """A cache of the first `start` tokens of `cache`, for `sets` prompts; it never grows."""
 
     def __init__(self, cache, start: int, sets: int):

@@ -1,6 +1,8 @@
-"""Three ways to run a prompt without some of its tokens; each gives the output, and what was kept.
+"""Three modes of running a prompt without some of its tokens; each gives its output and `Kept`.
 
-`forward` is the decoder's own, `at` the layer that scores.
+`prefill` is pruning during prefill, `compress` prompt compression (score, then run the shortened
+prompt), `evict` KV-cache eviction after prefill. `forward` is the decoder's own, `at` the layer
+that scores.
 """
 
 import contextlib
@@ -14,12 +16,12 @@ from vdp_utils.attention.recording import decoder_of
 from vdp_utils.errors import VDPError
 
 
-def inflight(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
+def prefill(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
     """One pass; after the scoring layer only the kept tokens go on, at their original positions.
     Afterwards the earlier layers' cache drops the same tokens, so it has one length."""
     layers, kept, masks = decoder_of(model).layers, None, {}
     if at == len(layers) - 1:  # nothing runs after the scoring layer
-        return kv(model, forward, at, prompt)
+        return evict(model, forward, at, prompt)
 
     def shorten(module, args, kwargs):
         nonlocal kept
@@ -35,7 +37,7 @@ def inflight(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
     return output, kept
 
 
-def rerun(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
+def compress(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
     """Score with the layers up to the scoring layer, then run the shortened prompt from the start,
     at its original positions or, `prompt.compact`, closed up."""
     class Scored(Exception):
@@ -69,7 +71,7 @@ def rerun(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
     return forward(**short), kept
 
 
-def kv(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
+def evict(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
     """The whole prompt runs, then its dropped tokens leave the cache: only decoding is shorter."""
     with prompt.recorder(model, at) as recording:
         output = forward(**prompt.kwargs)
@@ -78,25 +80,25 @@ def kv(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
     return output, kept
 
 
-WAYS = dict(inflight=inflight, rerun=rerun, kv=kv)
+MODES = dict(prefill=prefill, compress=compress, evict=evict)
 
 
-def check_architecture(model, way: str, layer: int) -> None:
+def check_architecture(model, mode: str, layer: int) -> None:
     """VDPError for a model whose image features come in after the scoring layer."""
     deep = len(getattr(getattr(model.config, "vision_config", None),
                        "deepstack_visual_indexes", None) or ())
-    if way == "inflight" and layer < deep - 1:
+    if mode == "prefill" and layer < deep - 1:
         raise VDPError(f"{type(model).__name__} adds image features after layers 0 to {deep - 1}: "
-                       f"give layer={deep - 1} or more, or way='rerun'")
+                       f"give layer={deep - 1} or more, or mode='compress'")
 
 
-def prunable_cache(model, way: str, prompt: Prompt):
+def prunable_cache(model, mode: str, prompt: Prompt):
     """The prompt's cache, made where one is wanted; VDPError for one that cannot drop tokens."""
     kwargs, config, length = prompt.kwargs, decoder_of(model).config, prompt.real.shape[1]
     cache, caching = kwargs.get("past_key_values"), kwargs.get("use_cache")
     if not (getattr(config, "use_cache", True) if caching is None else caching):
-        if way == "kv":
-            raise VDPError("way='kv' drops tokens from the cache: call with use_cache=True")
+        if mode == "evict":
+            raise VDPError("mode='evict' drops tokens from the cache: call with use_cache=True")
         return cache
     cache = kwargs["past_key_values"] = DynamicCache(config=config) if cache is None else cache
     if not isinstance(cache, DynamicCache):
@@ -105,8 +107,8 @@ def prunable_cache(model, way: str, prompt: Prompt):
         if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise VDPError(f"{type(model).__name__} has cache layers of type "
                            f"{type(layer).__name__}, which cannot drop tokens")
-        if way != "rerun" and length >= getattr(layer, "sliding_window", length + 1):
+        if mode != "compress" and length >= getattr(layer, "sliding_window", length + 1):
             raise VDPError(f"{type(model).__name__} has sliding-window layers of "
                            f"{layer.sliding_window} tokens, whose cache lost the start of this "
-                           f"prompt of {length} tokens: use way='rerun'")
+                           f"prompt of {length} tokens: use mode='compress'")
     return cache

@@ -9,10 +9,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from vdp_utils import figures, paths
+from vdp_utils import figures as plots
+from vdp_utils import paths
 from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, concentration, cost,
+from vdp_utils.findings import (NEUTRAL_AND_MISLEADING, PRESENCE, attention, concentration, cost,
                                 decline, priors, proportion, ranking, recovery, text_control)
 from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.measuring.store import ResultStore
@@ -67,10 +68,10 @@ class Stored:
                          f"measure them with make study PROFILE=full{given}")
         return pd.concat([self.store.read(finding, one) for one in found], ignore_index=True)
 
-    def told(self, *images: str) -> pd.DataFrame:
-        """Presence rows of the context kinds that every image stands behind; these must be."""
+    def compared(self, *images: str) -> pd.DataFrame:
+        """Presence rows under NEUTRAL_AND_MISLEADING contexts, with `images` among them."""
         rows = self.rows(PRESENCE, images)
-        return rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]
+        return rows[rows["context_kind"].isin(NEUTRAL_AND_MISLEADING)]
 
     def own(self) -> pd.DataFrame:
         """Presence rows about the sample's own image."""
@@ -82,59 +83,60 @@ class Stored:
 
 
 def f1(stored: Stored):
-    yield "fig01_long_context_decline", figures.decline(
+    yield "fig01_long_context_decline", plots.decline(
         decline.summary(stored.own()), stored.trained, stored.model)
 
 
 def f2(stored: Stored):
-    told = stored.told("own", "words")
-    yield "fig02_text_only_control", figures.text_control(
-        text_control.summary(told[told["image"].isin(text_control.IMAGES)]),
-        text_control.places(told[told["context_kind"] == "other"]), stored.trained, stored.model)
+    both = stored.compared("own", "text")
+    yield "fig02_text_only_control", plots.text_control(
+        text_control.summary(both[both["image"].isin(text_control.IMAGES)]),
+        text_control.places(both[both["context_kind"] == "other_images"]), stored.trained,
+        stored.model)
 
 
 def f3(stored: Stored):
-    found = priors.pairs(stored.told("own", "none"))
-    yield "fig03_prior_consistency", figures.priors(
+    found = priors.pairs(stored.compared("own", "none"))
+    yield "fig03_prior_consistency", plots.priors(
         priors.summary(found), priors.by_prior(found), stored.trained, stored.model)
 
 
 def f4(stored: Stored):
     own = stored.own()
     yes = proportion.yes_questions(own, presence_samples("evaluation", own["image_id"].nunique()))
-    yield "fig04_target_proportion", figures.proportion(
+    yield "fig04_target_proportion", plots.proportion(
         proportion.summary(yes), proportion.curves(yes), proportion.SHOWN, stored.model)
 
 
 def f5(stored: Stored):
     own = stored.own()
-    neutral = own[own["context_kind"] == "other"]
+    neutral = own[own["context_kind"] == "other_images"]
     layers = attention.by_layer(neutral)
-    yield "fig05_attention_distribution", figures.attention(
+    yield "fig05_attention_distribution", plots.attention(
         attention.summary(layers), attention.heat(layers, "mass_image"),
         attention.heat(layers, "prefers_image"), attention.heads(neutral), stored.trained,
         stored.model)
 
 
 def f5_cause(stored: Stored):
-    yield "fig05_attention_and_cause", figures.attention_and_cause(
-        attention.against_cause(stored.told("own", "none", "swapped")), stored.model)
+    yield "fig05_attention_and_cause", plots.attention_and_cause(
+        attention.against_cause(stored.compared("own", "none", "swapped")), stored.model)
 
 
 def f5_maps(stored: Stored):
-    yield "fig05_attention_maps", figures.attention_maps(
+    yield "fig05_attention_maps", plots.attention_maps(
         attention.first_questions(stored.rows(attention.MAPS)),
         presence_samples("evaluation", attention.SHOWN), attention.MAP_LENGTHS, stored.model)
 
 
 def f6(stored: Stored):
     answers = stored.rows(recovery.PRUNED, ("own", "swapped", recovery.TOLD))
-    yield "fig06_context_pruning", figures.recovery(recovery.summary(answers), stored.model)
-    yield "fig06_image_and_text_targets", figures.targets(recovery.targets(answers), stored.model)
+    yield "fig06_context_pruning", plots.recovery(recovery.summary(answers), stored.model)
+    yield "fig06_image_and_text_targets", plots.targets(recovery.targets(answers), stored.model)
 
 
 def f6_examples(stored: Stored):
-    yield "fig06_examples", figures.pruned_examples(
+    yield "fig06_examples", plots.pruned_examples(
         stored.rows(recovery.EXAMPLES), one_pair(presence_samples("evaluation", recovery.SHOWN)),
         stored.model)
 
@@ -143,40 +145,40 @@ def f7(stored: Stored):
     by_strategy = stored.rows(ranking.STRATEGIES)
     found = ranking.answers(by_strategy)
     ranked = ranking.tests(found)
-    yield "fig07_strategies", figures.strategies(
+    yield "fig07_strategies", plots.strategies(
         ranked, ranking.cells(found),
         ranking.critical_difference(len(ranked) + 1, ranked["n_images"].max()), stored.model)
-    yield "fig07_ablations", figures.ablations(ranking.ablations(by_strategy), stored.model)
+    yield "fig07_ablations", plots.ablations(ranking.ablations(by_strategy), stored.model)
 
 
 def f8(stored: Stored):
     pruned = concentration.by_layer(stored.rows(concentration.MASSES), concentration.RATES)
-    yield "fig08_theory_checks", figures.concentration(concentration.tests(pruned), pruned,
-                                                       stored.model)
+    yield "fig08_theory_checks", plots.concentration(concentration.tests(pruned), pruned,
+                                                     stored.model)
 
 
 def f9(stored: Stored):
     times = cost.summary(stored.rows(cost.TIMES))
-    ways = times[times["context_length"] == cost.LENGTH]
-    yield "fig09_inference_cost", figures.cost(ways, stored.model)
+    modes = times[times["context_length"] == cost.LENGTH]
+    yield "fig09_inference_cost", plots.cost(modes, stored.model)
     chosen = times[times["context_length"] == cost.STRATEGY_LENGTH]
     late = times[times["context_length"].isin(cost.LONG)]
-    yield "fig09_pareto", figures.pareto(
+    yield "fig09_pareto", plots.pareto(
         cost.pareto(chosen, ranking.answers(stored.rows(ranking.STRATEGIES))),
         cost.by_length(late, stored.rows(recovery.PRUNED)), stored.model)
 
 
 def embedded(stored: Stored):
     log = pd.read_csv(MODELS / stored.model.removeprefix("embedded-") / "training_log.csv")
-    yield "fig00_scenes", figures.gallery(presence_samples("evaluation", 8))
-    yield "fig00_training", figures.training_curves(log)
+    yield "fig00_scenes", plots.gallery(presence_samples("evaluation", 8))
+    yield "fig00_training", plots.training_curves(log)
 
 
 def benchmark(stored: Stored):
     tables = bench.tables_of(paths.bench("full"))
-    yield "fig09_break_even", figures.break_even(
+    yield "fig09_break_even", plots.break_even(
         {model: bench.break_even(tables[name]) for model, name in bench.MODELS.items()})
-    yield "fig09_peers", figures.peers(tables["peers_times"])
+    yield "fig09_baselines", plots.baselines(tables["baselines_times"])
 
 
 OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9))
@@ -192,7 +194,7 @@ def draw(results: Path, output: Path, model: str, parts: Iterable) -> list[Path]
     for part in parts:
         try:
             for name, figure in part(stored):
-                plt.close(figures.save(figure, output, name))
+                plt.close(plots.save(figure, output, name))
                 drawn.append(output / name)
         except NoRows:
             if model == paths.MODEL:
@@ -206,7 +208,7 @@ def models(results: Path) -> list[str]:
     return sorted(found, key=lambda model: (model != paths.MODEL, model))
 
 
-def redraw(results: Path, output: Path, chosen: Iterable[str] = ()) -> list[Path]:
+def figures(results: Path, output: Path, chosen: Iterable[str] = ()) -> list[Path]:
     """Draw what is stored of the `chosen` models, or of all that have verdicts.
 
     Into `output`, another model's than the default one into a folder of its name there. Returns

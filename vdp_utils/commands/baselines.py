@@ -1,8 +1,9 @@
-"""`vdp peers`: kvpress beside this study's strategies and ways, in an environment of its own.
+"""`vdp baselines`: kvpress beside this study's strategies and modes, in an environment of its own.
 
 kvpress (Devoto et al., arXiv 2510.00636) needs an older transformers than the study; this module
-runs under that one (`make peers`, requirements-peers.lock). It compares scores on the same tensors,
-and times prefill and decoding in alternating repeats, on the wide random model of `timing`.
+runs under that one (`make baselines`, requirements-baselines.lock). It compares scores on the same
+tensors, and times prefill and decoding in alternating repeats, on the wide random model of
+`timing`.
 """
 
 import contextlib
@@ -14,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from vdp_utils import paths
-from vdp_utils.attention import STRATEGIES, WAYS, ContextPruner, Kind, record
+from vdp_utils.attention import MODES, STRATEGIES, ContextPruner, Kind, record
 from vdp_utils.attention.recording import decoder_of
 from vdp_utils.attention.strategies import Evidence
 from vdp_utils.errors import VDPError
@@ -24,7 +25,7 @@ WINDOW = 16
 
 
 def presses(rate: float) -> dict:
-    """The peers, set to score what this study's strategies score: no sinks, the same window."""
+    """The baselines, set to score what this study's strategies score: no sinks, the same window."""
     from kvpress import ExpectedAttentionPress, ObservedAttentionPress, SnapKVPress
 
     return {"SnapKV": SnapKVPress(rate, window_size=WINDOW),
@@ -32,7 +33,7 @@ def presses(rate: float) -> dict:
             "ExpectedAttention": ExpectedAttentionPress(rate, n_sink=0)}
 
 
-OURS = {"SnapKV": "snapkv", "ObservedAttention": "received_normalised",
+OURS = {"SnapKV": "snapkv", "ObservedAttention": "accumulated_normalised",
         "ExpectedAttention": "expected_attention"}
 
 
@@ -75,35 +76,35 @@ def scores_table(model, length: int = 512, layer: int = 2) -> pd.DataFrame:
     evidence.recorded(found[layer], 0)
     lines = []
 
-    def compare(peer, note, press):
+    def compare(baseline, note, press):
         theirs = press.score(module, seen["hidden"], states[1], states[2],
-                             maps if peer != "ExpectedAttention" else None,
+                             maps if baseline != "ExpectedAttention" else None,
                              {"position_embeddings": seen["turns"]})
         theirs = theirs[0].mean(0)[evidence.candidates]
-        ours = STRATEGIES[OURS[peer]].score(evidence)
+        ours = STRATEGIES[OURS[baseline]].score(evidence)
         scale = ours.abs().max()
-        if peer == "SnapKV":  # they average over the window's queries, ours adds up
+        if baseline == "SnapKV":  # they average over the window's queries, ours adds up
             theirs = theirs * WINDOW
         ranks = pd.Series(theirs.numpy()).rank().corr(pd.Series(ours.numpy()).rank())
-        lines.append(dict(peer=peer, ours=OURS[peer], note=note, tokens=len(ours), ranks=ranks,
-                          difference=float((theirs - ours).abs().max() / scale)))
+        lines.append(dict(baseline=baseline, ours=OURS[baseline], note=note, tokens=len(ours),
+                          ranks=ranks, difference=float((theirs - ours).abs().max() / scale)))
 
-    for peer, press in presses(0.5).items():
-        compare(peer, "", press)
-        if peer == "ExpectedAttention":
+    for baseline, press in presses(0.5).items():
+        compare(baseline, "", press)
+        if baseline == "ExpectedAttention":
             lines[-1]["note"] = "own query statistics"
             given_statistics(press, states)
-            compare(peer, "the same query statistics", press)
+            compare(baseline, "the same query statistics", press)
     return pd.DataFrame(lines)
 
 
 @torch.no_grad()
 def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.DataFrame:
-    """Seconds to the first token and per token: no pruning, our ways, and the peers."""
+    """Seconds to first token and per output token: no pruning, our modes, and the baselines."""
     inputs, kinds = timing.prompt(model, length)
     around = {"none": contextlib.nullcontext}
-    around |= {f"{way}, received": lambda way=way: ContextPruner(rate, way=way, kinds=kinds)(model)
-               for way in WAYS}
+    around |= {f"{mode}, accumulated": lambda mode=mode: ContextPruner(
+        rate, mode=mode, kinds=kinds)(model) for mode in MODES}
     around |= {f"kvpress {name}": lambda press=press: press(model)
                for name, press in presses(rate).items()}
     rows = {name: [] for name in around}
@@ -117,22 +118,22 @@ def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.Data
                 rows[name].append(values)
     return pd.DataFrame([
         dict(length=length, rate=rate, setting=name, repeats=repeats,
-             first_token_s=median(one["first"] for one in values),
-             token_s=median(one["token"] for one in values),
+             ttft_s=median(one["ttft_s"] for one in values),
+             tpot_s=median(one["tpot_s"] for one in values),
              cache_bytes=values[0]["cache_bytes"]) for name, values in rows.items()])
 
 
-def peers(profile="quick", lengths=(1024, 2048), repeats=5):
-    """Write the tables peers_scores and peers_times beside the benchmark's. Needs kvpress."""
+def baselines(profile="quick", lengths=(1024, 2048), repeats=5):
+    """Write baselines_scores and baselines_times beside the benchmark's tables. Needs kvpress."""
     try:
         about = timing.machine() | dict(kvpress=version("kvpress"))
     except PackageNotFoundError as error:
-        raise VDPError("kvpress is not installed here: run make peers, which gives it an "
+        raise VDPError("kvpress is not installed here: run make baselines, which gives it an "
                        "environment of its own") from error
     folder, model = paths.bench(profile), timing.wide_lvlm()
     folder.mkdir(parents=True, exist_ok=True)
-    tables = {"peers_scores": scores_table(model),
-              "peers_times": pd.concat([times_table(model, length, repeats)
-                                        for length in tqdm(lengths, desc="peers")])}
+    tables = {"baselines_scores": scores_table(model),
+              "baselines_times": pd.concat([times_table(model, length, repeats)
+                                            for length in tqdm(lengths, desc="baselines")])}
     for name, table in tables.items():
         table.assign(**about).to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")

@@ -6,13 +6,13 @@ import pytest
 from matplotlib import pyplot as plt
 
 from vdp_utils import paths, stats
-from vdp_utils.commands import redraw
+from vdp_utils.commands import figures
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEUTRAL_AND_LURING, PRESENCE
+from vdp_utils.findings import NEUTRAL_AND_MISLEADING, PRESENCE
 from vdp_utils.sources.samples import presence_samples
 
 LENGTHS = (0, 512, 2048)  # those whose curves F4 draws
-OF_PRESENCE = (redraw.f1, redraw.f2, redraw.f3, redraw.f4, redraw.f5, redraw.f5_cause)
+OF_PRESENCE = (figures.f1, figures.f2, figures.f3, figures.f4, figures.f5, figures.f5_cause)
 
 
 @pytest.fixture(autouse=True)
@@ -24,40 +24,40 @@ def quick(monkeypatch):
 
 def as_other(folder, images, **changed):
     """Committed rows of size S about six scenes, stored in `folder` as if they were M's."""
-    small = redraw.Stored(paths.results("full"), "embedded-s")
-    other = redraw.Stored(folder, "embedded-m")
+    small = figures.Stored(paths.results("full"), "embedded-s")
+    other = figures.Stored(folder, "embedded-m")
     name = dict(model="embedded-m", revision=other.revision) | changed
     asked = {sample.image_id for sample in presence_samples("evaluation", 6)}
     for one in small.conditions[PRESENCE]:
         if (one["image"] in images and one["context_length"] in LENGTHS
-                and one["context_kind"] in NEUTRAL_AND_LURING):
+                and one["context_kind"] in NEUTRAL_AND_MISLEADING):
             rows = small.store.read(PRESENCE, one)
             other.store.append(PRESENCE, one | name, rows[rows["image_id"].isin(asked)])
     return other
 
 
-def test_a_model_is_drawn_from_rows_with_and_without_image_and_in_words(tmp_path):
-    other = as_other(tmp_path, ("own", "words", "none"))
+def test_a_model_is_drawn_from_rows_with_and_without_image_and_as_text(tmp_path):
+    other = as_other(tmp_path, ("own", "text", "none"))
     drawn = dict(pair for part in OF_PRESENCE[:-1] for pair in part(other))
     assert list(drawn) == ["fig01_long_context_decline", "fig02_text_only_control",
                            "fig03_prior_consistency", "fig04_target_proportion",
                            "fig05_attention_distribution"]
     for figure in drawn.values():
         assert figure.get_suptitle().startswith("embedded-m: ")
-    assert len(drawn["fig02_text_only_control"].axes) == 2  # one a kind, none of places
+    assert len(drawn["fig02_text_only_control"].axes) == 2  # one per kind, none of places
     (legend,) = drawn["fig03_prior_consistency"].legends
     assert not [text for text in legend.get_texts() if "swapped" in text.get_text()]
 
 
 @pytest.mark.parametrize("images, changed, lacking", [
     ((), {}, ["", "", "", "", "", ""]),
-    (("own", "none"), {}, [None, " with the images words", None, None, None,
+    (("own", "none"), {}, [None, " with the images text", None, None, None,
                            " with the images swapped"]),
-    (("words",), {}, [" with the images own", " with the images own",
+    (("text",), {}, [" with the images own", " with the images own",
                       " with the images none, own", " with the images own",
                       " with the images own", " with the images none, own, swapped"]),
-    (("own", "words", "none"), {"revision": "of other weights"}, ["", "", "", "", "", ""]),
-    (("own", "words", "none"), {"model": "embedded-s"}, ["", "", "", "", "", ""])])
+    (("own", "text", "none"), {"revision": "of other weights"}, ["", "", "", "", "", ""]),
+    (("own", "text", "none"), {"model": "embedded-s"}, ["", "", "", "", "", ""])])
 def test_missing_rows_of_a_model_are_named(tmp_path, images, changed, lacking):
     other = as_other(tmp_path, images, **changed)
     for part, which in zip(OF_PRESENCE, lacking):
@@ -69,39 +69,39 @@ def test_missing_rows_of_a_model_are_named(tmp_path, images, changed, lacking):
 
 def test_figures_without_rows_are_left_out_but_for_the_default_model_s(tmp_path, monkeypatch):
     as_other(tmp_path, ("own",))
-    parts = (redraw.f1, redraw.f2, redraw.f4)
-    drawn = redraw.draw(tmp_path, tmp_path / "out", "embedded-m", parts)
+    parts = (figures.f1, figures.f2, figures.f4)
+    drawn = figures.draw(tmp_path, tmp_path / "out", "embedded-m", parts)
     names = ["fig01_long_context_decline", "fig04_target_proportion"]
     assert drawn == [tmp_path / "out" / name for name in names]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
         f"{name}.{kind}" for name in names for kind in ("png", "pdf"))
     monkeypatch.setattr(paths, "MODEL", "embedded-m")
-    with pytest.raises(VDPError, match="no rows of .* with the images words"):
-        redraw.draw(tmp_path, tmp_path / "out", "embedded-m", parts)
+    with pytest.raises(VDPError, match="no rows of .* with the images text"):
+        figures.draw(tmp_path, tmp_path / "out", "embedded-m", parts)
 
 
 def test_a_model_of_which_nothing_is_stored_is_refused(tmp_path):
     with pytest.raises(VDPError, match="nothing to draw of embedded-m in .*full MODEL=embedded-m"):
-        redraw.redraw(tmp_path, tmp_path / "out", ["embedded-m"])
+        figures.figures(tmp_path, tmp_path / "out", ["embedded-m"])
     assert not (tmp_path / "out").exists()
 
 
 def test_all_models_with_a_verdict_are_drawn_each_in_its_folder(tmp_path, monkeypatch):
     calls, benches = [], []
-    monkeypatch.setattr(redraw, "ProcessPoolExecutor", Here)
-    monkeypatch.setattr(redraw.bench, "draw", lambda tables, folder: benches.append(folder))
-    monkeypatch.setattr(redraw, "draw",
+    monkeypatch.setattr(figures, "ProcessPoolExecutor", Here)
+    monkeypatch.setattr(figures.bench, "draw", lambda tables, folder: benches.append(folder))
+    monkeypatch.setattr(figures, "draw",
                         lambda *task: calls.append(task) or [task[1] / "fig"])
     for model in ("a/b", "embedded-s"):
         verdict = tmp_path / f"F1_{paths.slug(model)}_verdict.json"
         verdict.write_text(json.dumps(dict(model=model)))
-    redraw.redraw(tmp_path, tmp_path / "out")
+    figures.figures(tmp_path, tmp_path / "out")
     assert {task[1:3] for task in calls} == {(tmp_path / "out", "embedded-s"),
                                              (tmp_path / "out" / "a-b", "a/b")}
-    assert [task[2] for task in calls if task[3] is redraw.OF_TABLES] == ["embedded-s"]
+    assert [task[2] for task in calls if task[3] is figures.OF_TABLES] == ["embedded-s"]
     assert len(calls) == 5
     calls.clear()
-    assert redraw.redraw(tmp_path, tmp_path / "out", ["a/b"]) == 2 * [tmp_path / "out/a-b/fig"]
+    assert figures.figures(tmp_path, tmp_path / "out", ["a/b"]) == 2 * [tmp_path / "out/a-b/fig"]
     assert {task[2] for task in calls} == {"a/b"} and benches == [tmp_path / "out"]
 
 
@@ -122,7 +122,7 @@ def dtypes_of(folder, *dtypes):
     """M's rows, stored in each of some dtypes."""
     for dtype in dtypes:
         other = as_other(folder, ("own",), dtype=dtype)
-    return redraw.Stored(folder, other.model)
+    return figures.Stored(folder, other.model)
 
 
 @pytest.mark.parametrize("dtypes, taken", [
@@ -132,7 +132,7 @@ def test_dtypes_are_not_mixed(tmp_path, dtypes, taken):
     assert {one["dtype"] for one in stored.conditions[PRESENCE]} == {taken}
     rows = stored.own()
     assert not rows.duplicated(["key", "context_kind", "context_length"]).any()
-    assert len(stored.conditions[PRESENCE]) == len(LENGTHS) * len(NEUTRAL_AND_LURING)
+    assert len(stored.conditions[PRESENCE]) == len(LENGTHS) * len(NEUTRAL_AND_MISLEADING)
 
 
 @pytest.mark.parametrize("dtypes, changed", [
@@ -147,6 +147,6 @@ def test_versions_that_would_be_mixed_are_refused(tmp_path, dtypes, changed):
 
 def test_a_model_that_is_not_embedded_is_drawn_from_whatever_weights_it_had(tmp_path):
     as_other(tmp_path, ("own",), model="org/name", revision="abc")
-    stored = redraw.Stored(tmp_path, "org/name")
-    ((name, figure),) = redraw.f1(stored)
+    stored = figures.Stored(tmp_path, "org/name")
+    ((name, figure),) = figures.f1(stored)
     assert stored.trained is None and figure.get_suptitle().startswith("org/name: ")
