@@ -73,7 +73,7 @@ def in_one_layer(changing, steady, where=1):
 
 
 def in_one_kind(changing, steady):
-    return lambda kind, layer, length: (changing if kind == "other" else steady)(
+    return lambda kind, layer, length: (changing if kind == "other_images" else steady)(
         kind, layer, length)
 
 
@@ -194,7 +194,7 @@ def test_f5_s_summary_is_over_layers_and_leaves_out_what_is_not_there():
 
 
 def test_f5_s_heat_and_heads_are_means_by_length():
-    rows = attended(leaving, kinds=("other",), noise=0.2)
+    rows = attended(leaving, kinds=("other_images",), noise=0.2)
     layers = f5.by_layer(rows)
     heat, heads = f5.heat(layers, "mass_image"), f5.heads(rows)
     assert heat.shape == (LAYERS, len(LENGTHS)) and list(heat.columns) == list(LENGTHS)
@@ -288,9 +288,9 @@ def test_f5_refuses_to_say_what_a_missing_image_decides(lacking):
 
 def test_f5_s_layers_that_lose_attention_beside_those_that_cause():
     """By hand: means over lengths; ranks agree for one kind and are opposite for the other."""
-    slopes = {"other": [-0.03, -0.02, -0.01], "mentions": [-0.03, -0.02, -0.01]}
-    causing = {"other": [[0.5, 0.1], [0.4, 0.4], [0.6, 0.8]],
-               "mentions": [[0.9, 0.7], [0.5, 0.1], [0.1, 0.1]]}
+    slopes = {"other_images": [-0.03, -0.02, -0.01], "misleading": [-0.03, -0.02, -0.01]}
+    causing = {"other_images": [[0.5, 0.1], [0.4, 0.4], [0.6, 0.8]],
+               "misleading": [[0.9, 0.7], [0.5, 0.1], [0.1, 0.1]]}
     table = pd.DataFrame(dict(context_kind=kind, layer=layer, mass_slope=slope,
                               mass_p_holm=0.01, preference_slope=9.0)
                          for kind, line in slopes.items() for layer, slope in enumerate(line))
@@ -308,8 +308,8 @@ def test_f5_s_layers_that_lose_attention_beside_those_that_cause():
         assert part["layer"].tolist() == ["0", "1", "2"]  # and no "mean"
         assert part["mass_slope"].tolist() == slopes[kind]
         assert part["with_cause"].to_numpy() == pytest.approx(np.mean(causing[kind], axis=1))
-    assert by_kind["other"]["rank_correlation"].to_numpy() == pytest.approx(1)
-    assert by_kind["mentions"]["rank_correlation"].to_numpy() == pytest.approx(-1)
+    assert by_kind["other_images"]["rank_correlation"].to_numpy() == pytest.approx(1)
+    assert by_kind["misleading"]["rank_correlation"].to_numpy() == pytest.approx(-1)
     lacking = f5.over_layers(table, found[found["layer"] != "1"])
     assert sorted(set(lacking["layer"])) == ["0", "2"]
 
@@ -335,7 +335,7 @@ def mapped(samples, lengths, layers=2):
                 grid[:, 10 * place + number] = 0.1
                 grid[0] *= 2
                 lines.append(dict(
-                    image_id=sample.image_id, question_id=str(number), context_kind="other",
+                    image_id=sample.image_id, question_id=str(number), context_kind="other_images",
                     context_length=length, question=question.text,
                     answer=question.answer.lower(), predicted="yes" if length else "no",
                     map_image=(grid / (1 + length / 1024)).ravel().astype(np.float16)))
@@ -389,7 +389,7 @@ def test_f5_s_maps_are_drawn_on_their_scenes():
 
 @pytest.fixture(scope="module")
 def attention_tables():
-    rows = attended(leaving, kinds=("other",))
+    rows = attended(leaving, kinds=("other_images",))
     layers = f5.by_layer(rows)
     return (f5.summary(layers), f5.heat(layers, "mass_image"),
             f5.heat(layers, "prefers_image"), f5.heads(rows))
@@ -504,7 +504,7 @@ def test_f5_s_figure_draws_each_kind_up_to_its_own_longest_context(correlations)
 
 def test_f5_s_layers_stand_in_their_order_also_beyond_ten():
     table = pd.DataFrame(
-        dict(context_kind="other", context_length=length, layer=name, value=place / 20,
+        dict(context_kind="other_images", context_length=length, layer=name, value=place / 20,
              low=place / 20 - 0.1, high=place / 20 + 0.1, n_images=5, n_rows=5)
         for length in LENGTHS
         for place, name in enumerate([*map(str, range(12)), "mean"])).sample(

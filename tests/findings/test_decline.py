@@ -103,8 +103,8 @@ def test_the_summary_has_one_line_a_kind_length_and_measure(falling, summary):
     assert (summary["value"] <= summary["high"]).all()
     assert (summary["n_images"] == 40).all() and (summary["n_rows"] == 160).all()
     chosen = summary.set_index(["context_kind", "context_length", "measure"])
-    part = falling.query("context_kind == 'other' and context_length == 1024")
-    found = chosen.loc[("other", 1024)]["value"]
+    part = falling.query("context_kind == 'other_images' and context_length == 1024")
+    found = chosen.loc[("other_images", 1024)]["value"]
     assert found["answer margin (nats)"] == pytest.approx(part["margin"].mean())
     assert found["yes-rate"] == pytest.approx((part["predicted"] == "yes").mean())
     assert found["balanced accuracy"] == pytest.approx(part["correct"].mean())  # it is balanced
@@ -113,19 +113,19 @@ def test_the_summary_has_one_line_a_kind_length_and_measure(falling, summary):
 def test_the_table_shows_values_with_intervals_by_length_and_kind(summary):
     table = findings.as_text(summary, "balanced accuracy")
     assert list(table.index) == list(LENGTHS) and set(table.columns) == set(findings.KINDS)
-    line = summary.query("measure == 'balanced accuracy' and context_kind == 'same' "
+    line = summary.query("measure == 'balanced accuracy' and context_kind == 'same_image' "
                          "and context_length == 256").iloc[0]
-    assert table.loc[256, "same"] == f"{line.value:.3f} [{line.low:.3f}, {line.high:.3f}]"
+    assert table.loc[256, "same_image"] == f"{line.value:.3f} [{line.low:.3f}, {line.high:.3f}]"
 
 
 def test_one_changed_row_changes_the_table(falling, summary):
     changed = falling.copy()
-    at = changed.query("context_kind == 'same' and context_length == 256").index[0]
+    at = changed.query("context_kind == 'same_image' and context_length == 256").index[0]
     changed.loc[at, "correct"] = not changed.loc[at, "correct"]
     before = findings.as_text(summary, "balanced accuracy")
     after = findings.as_text(decline.summary(changed), "balanced accuracy")
     different = before != after
-    assert different.loc[256, "same"] and different.to_numpy().sum() == 1
+    assert different.loc[256, "same_image"] and different.to_numpy().sum() == 1
 
 
 def test_the_tests_compare_the_ends_and_follow_the_trend(falling):

@@ -112,33 +112,33 @@ def test_f3_judges_the_same_with_or_without_blank_and_swapped_images():
 
 def test_f3_refuses_a_kind_that_lacks_the_answers_without_image():
     rows = by_hand()
-    lacking = rows[rows["image"] != "none"].assign(context_kind="mentions")
-    with pytest.raises(VDPError, match=r"behind \['mentions'\] rows with or without"):
+    lacking = rows[rows["image"] != "none"].assign(context_kind="misleading")
+    with pytest.raises(VDPError, match=r"behind \['misleading'\] rows with or without"):
         f3.pairs(pd.concat([rows, lacking]))
 
 
 def test_f3_takes_what_was_measured_behind_each_context():
     """Blank images behind one kind only, and words that concern another finding."""
     rows = by_hand()
-    told = rows[rows["image"] == "own"].assign(image="words")
-    other = rows[rows["image"] != "blank"].assign(context_kind="mentions")
+    told = rows[rows["image"] == "own"].assign(image="text")
+    other = rows[rows["image"] != "blank"].assign(context_kind="misleading")
     found = f3.pairs(pd.concat([rows, told, other]))
-    assert found["context_kind"].value_counts().to_dict() == {"mentions": 4, "other": 4}
+    assert found["context_kind"].value_counts().to_dict() == {"misleading": 4, "other_images": 4}
     by_kind = {kind: part.set_index(["image_id", "question_id"]).sort_index()
                for kind, part in found.groupby("context_kind")}
     for image in f3.IMAGES[1:]:
         for name in (f"kl_{image}", f"flip_{image}", f"agree_{image}"):
-            assert by_kind["other"][name].notna().all()
+            assert by_kind["other_images"][name].notna().all()
             if image == "blank":
-                assert by_kind["mentions"][name].isna().all()
+                assert by_kind["misleading"][name].isna().all()
             else:
-                assert (by_kind["mentions"][name] == by_kind["other"][name]).all()
+                assert (by_kind["misleading"][name] == by_kind["other_images"][name]).all()
     alone = f3.pairs(rows)
     pd.testing.assert_frame_equal(
-        found[found["context_kind"] == "other"].sort_values(f3.KEYS, ignore_index=True),
+        found[found["context_kind"] == "other_images"].sort_values(f3.KEYS, ignore_index=True),
         alone[found.columns].sort_values(f3.KEYS, ignore_index=True), check_dtype=False)
     summary = f3.summary(found).groupby("context_kind")["measure"].apply(set)
-    assert summary["other"] - summary["mentions"] == {"KL, blank", "flip rate, blank"}
+    assert summary["other_images"] - summary["misleading"] == {"KL, blank", "flip rate, blank"}
     figure = figures.priors(f3.summary(found), f3.by_prior(found), None, "embedded-s")
     flips = figure.axes[2], figure.axes[6]
     counts = [[len(bars.lines[0].get_xdata()) for bars in axes.containers] for axes in flips]
@@ -230,7 +230,7 @@ def test_f3_s_tests_are_paired_ends_and_trends_of_the_pairs():
 
 def test_f3_s_trend_is_over_all_lengths():
     """The ends alone say that KL falls; over all lengths it does not."""
-    found = f3.pairs(moved(dict(zip(LENGTHS, (1.2, 3.0, 3.0, 1.0))), kinds=("other",)))
+    found = f3.pairs(moved(dict(zip(LENGTHS, (1.2, 3.0, 3.0, 1.0))), kinds=("other_images",)))
     kl = found.groupby("context_length")["kl_none"].mean()
     table = f3.tests(found)
     assert kl[4096] < kl[0] and table["kl_slope_per_doubling"][0] > 0

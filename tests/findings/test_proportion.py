@@ -16,7 +16,7 @@ from vdp_utils.sources import scenes
 LENGTHS = (0, 256, 1024, 4096)
 
 
-def rows_with(product, images=150, seed=3, kinds=("other",), objects=0.0):
+def rows_with(product, images=150, seed=3, kinds=("other_images",), objects=0.0):
     """Yes- and no-questions; log-odds of a right yes: 1 + share - length + product x both."""
     rng, lines = np.random.default_rng(seed), []
     for image in range(images):
@@ -99,7 +99,7 @@ def test_the_verdict_finds_the_interaction_that_is_built_in(product, expected):
 
 
 def test_an_interaction_of_one_kind_alone_is_partly():
-    rows = pd.concat([rows_with(1.0), rows_with(-0.2, kinds=("same",), seed=1)])
+    rows = pd.concat([rows_with(1.0), rows_with(-0.2, kinds=("same_image",), seed=1)])
     rows = proportion(rows)
     tests = f4.tests(rows)
     assert f4.verdict(tests, rows).verdict == "partly"
@@ -125,14 +125,14 @@ def test_bins_hold_a_quarter_of_the_questions_each():
 
 
 def test_curves_are_the_regression_s_and_the_figure_draws_both():
-    rows = proportion(rows_with(0.5, kinds=("same", "other")))
+    rows = proportion(rows_with(0.5, kinds=("same_image", "other_images")))
     curves = f4.curves(rows)
-    far = rows[(rows["context_length"] == 4096) & (rows["context_kind"] == "other")]
-    line = curves[(curves["context_length"] == 4096) & (curves["context_kind"] == "other")]
+    far = rows[(rows["context_length"] == 4096) & (rows["context_kind"] == "other_images")]
+    line = curves[(curves["context_length"] == 4096) & (curves["context_kind"] == "other_images")]
     expected = np.interp(np.log(far["target_share"]), np.log(line["share"]), line["recall"])
     assert expected.mean() == pytest.approx(far["correct"].mean(), abs=0.06)
     figure = figures.proportion(f4.summary(rows), curves, [0, 1024, 4096], "S")
     assert [axes.get_title() for axes in figure.axes] == [
-        KINDS[kind][0] for kind in ("same", "other")]
+        KINDS[kind][0] for kind in ("same_image", "other_images")]
     assert "n = 150 images" in figure.get_suptitle()
     assert len(figure.axes[0].get_legend_handles_labels()[1]) == 3

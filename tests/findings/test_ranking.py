@@ -21,7 +21,7 @@ def table_with(gains, images=50, lengths=(128, 512), rates=(0.5, 0.9)):
             lines.append(dict(
                 image_id=image, question_id=str(number), answer=answer, context_length=length,
                 strategy=strategy, rate=rate, correct=bool(luck[number] < 0.5 + gain),
-                **dict(way="inflight", layer=0, positions="kept") | how))
+                **dict(mode="prefill", layer=0, positions="kept") | how))
 
     for image in (f"i{n:02d}" for n in range(images)):
         for length in lengths:
@@ -35,28 +35,28 @@ def table_with(gains, images=50, lengths=(128, 512), rates=(0.5, 0.9)):
             ask(image, name, 0.5, 512, luck, 0.1)
         ask(image, NONE, 0.0, 512, luck, 0)
         for layer in (1, 2):
-            for text in ("received", "random 0"):
+            for text in ("accumulated", "random 0"):
                 ask(image, text, 0.5, 512, luck, 0.1, layer=layer)
-        for way, positions in ranking.WAYS:
-            ask(image, "received", 0.5, 512, luck, 0 if way == "kv" else 0.2, way=way,
+        for mode, positions in ranking.MODES:
+            ask(image, "accumulated", 0.5, 512, luck, 0 if mode == "evict" else 0.2, mode=mode,
                 positions=positions)
     return pd.DataFrame(lines)
 
 
 @pytest.mark.parametrize("gains, expected", [
-    (GOOD | dict(received=0.45), "reproduced"),
+    (GOOD | dict(accumulated=0.45), "reproduced"),
     (GOOD, "partly"),  # robust, not better
-    (GOOD | dict(received=0.45, head=0.0), "partly"),  # better, not robust
+    (GOOD | dict(accumulated=0.45, head=0.0), "partly"),  # better, not robust
     (GOOD | dict(head=0.0), "not reproduced"),
-    (GOOD | dict(received=0.45, inverse=0.0, fastv_visual=-0.4, text_first=-0.4), "reproduced"),
-    (GOOD | dict(received=0.4, snapkv=0.45), "partly"),
+    (GOOD | dict(accumulated=0.45, inverse=0.0, fastv_visual=-0.4, text_first=-0.4), "reproduced"),
+    (GOOD | dict(accumulated=0.4, snapkv=0.45), "partly"),
 ])
 def test_the_verdict_follows_the_rule(gains, expected):
     found = ranking.answers(table_with(gains))
     table = ranking.tests(found)
     verdict = ranking.verdict(table)
     assert (verdict.finding, verdict.verdict, verdict.n) == ("F7", expected, 50)
-    assert verdict.estimate.value == pytest.approx(gains["received"] - gains["random"], abs=0.05)
+    assert verdict.estimate.value == pytest.approx(gains["accumulated"] - gains["random"], abs=0.05)
     assert table["mean_rank"].is_monotonic_increasing
     assert set(table["strategy"]) == set(ranking.GROUPS)
 
@@ -90,20 +90,20 @@ def test_ablations_change_one_thing_each():
     table = ranking.ablations(table_with(GOOD))
     assert table["setting"].is_unique and (table["n_images"] == 50).all()
     gain = table.set_index("setting")["gain"]
-    assert gain["kv"] == 0 and gain["rerun, kept positions"] == pytest.approx(0.2, abs=0.1)
+    assert gain["evict"] == 0 and gain["compress, kept positions"] == pytest.approx(0.2, abs=0.1)
     assert table["setting"].iloc[0] == "layer 0, max, all queries"
     assert table["behind"].iloc[0] == 0
     assert list(dict.fromkeys(table["group"])) == [
-        "as it is", "heads and queries", "scoring layer", "random tokens go", "way", "what goes"]
+        "as it is", "heads and queries", "scoring layer", "random tokens go", "mode", "what goes"]
 
 
 def test_the_figures_show_every_strategy_and_setting():
-    rows = table_with(GOOD | dict(received=0.45))
+    rows = table_with(GOOD | dict(accumulated=0.45))
     found = ranking.answers(rows)
     table = ranking.tests(found)
     figure = figures.strategies(table, ranking.cells(found), 2.0, "S")
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
-    assert labels == list(table["strategy"]) and labels[0] == "received"
+    assert labels == list(table["strategy"]) and labels[0] == "accumulated"
     assert "n = 50 images" in figure.get_suptitle()
     assert len(figure.axes[1].texts) == len(table) * 4
     ablated = ranking.ablations(rows)

@@ -9,7 +9,7 @@ from vdp_utils.errors import VDPError
 from vdp_utils.findings import recovery
 
 
-def table_with(gains, cost=0.4, images=60, kinds=("other", "mentions")):
+def table_with(gains, cost=0.4, images=60, kinds=("other_images", "misleading")):
     """`gains` {(kind, length): share of answers that rate 0.5 mends}; context spoils `cost`."""
     rng, lines = np.random.default_rng(0), []
     for kind in kinds:
@@ -31,9 +31,10 @@ def table_with(gains, cost=0.4, images=60, kinds=("other", "mentions")):
 
 
 @pytest.mark.parametrize("gains, cost, expected", [
-    ({("other", 512): .3, ("other", 2048): .3, ("mentions", 512): .3, ("mentions", 2048): .3}, .4,
+    ({("other_images", 512): .3, ("other_images", 2048): .3,
+      ("misleading", 512): .3, ("misleading", 2048): .3}, .4,
      "reproduced"),
-    ({("mentions", 2048): .3}, .4, "partly"),
+    ({("misleading", 2048): .3}, .4, "partly"),
     ({}, .4, "not reproduced"),
     ({}, 0, "not reproduced"),
 ])
@@ -47,8 +48,8 @@ def test_the_verdict_follows_the_rule(gains, cost, expected):
 
 
 def test_summary_and_figures_show_what_was_measured():
-    rows = table_with({("other", 512): 0.3})
-    told = rows[(rows["context_length"] == 512) & (rows["context_kind"] == "other")
+    rows = table_with({("other_images", 512): 0.3})
+    told = rows[(rows["context_length"] == 512) & (rows["context_kind"] == "other_images")
                 & (rows["image"] == "own")]
     rows = pd.concat([rows, told.assign(image=recovery.TOLD)])
     summary = recovery.summary(rows)
@@ -68,10 +69,10 @@ def test_summary_and_figures_show_what_was_measured():
 
 
 def test_a_length_measured_behind_one_kind_only_is_no_matter():
-    rows = table_with({("mentions", 2048): 0.3})
-    rows = rows[(rows["context_length"] < 2048) | (rows["context_kind"] == "mentions")]
+    rows = table_with({("misleading", 2048): 0.3})
+    rows = rows[(rows["context_length"] < 2048) | (rows["context_kind"] == "misleading")]
     found = recovery.image_target(rows)
-    assert set(found.loc[found["context_kind"] == "other", "context_length"]) == {512}
+    assert set(found.loc[found["context_kind"] == "other_images", "context_length"]) == {512}
     assert len(recovery.tests(rows)) == 3 * 2
 
 
@@ -79,7 +80,7 @@ def test_far_contexts_are_asked_at_few_rates_and_with_the_own_image(uneven):
     near, far = recovery.NEAR, 2 * recovery.NEAR
     asked = recovery.conditions(uneven, (0, near, far), told_length=near)
     rates = {(one.context_kind, one.context_length, one.image): one.rates for one in asked}
-    for kind in ("other", "mentions"):
+    for kind in ("other_images", "misleading"):
         assert rates[kind, 0, "own"] == () and rates[kind, near, "own"] == recovery.RATES
         assert rates[kind, far, "own"] == rates[kind, near, "swapped"] == recovery.FEW_RATES
         assert (kind, far, "swapped") not in rates

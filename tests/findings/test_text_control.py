@@ -37,8 +37,8 @@ def controlled(own, words, kinds=PAIR):
 
 @pytest.fixture(scope="module")
 def text_rows():
-    places = {("other", image): {n: right - 0.1 for n, right in FALL.items()}
-              for image in ("words_middle", "words_last")}
+    places = {("other_images", image): {n: right - 0.1 for n, right in FALL.items()}
+              for image in ("text_middle", "text_last")}
     return told(controlled([FALL] * 2, [FLAT] * 2) | places)
 
 
@@ -96,8 +96,8 @@ def test_f2_without_a_known_training_looks_at_the_longest_context_only():
 
 
 def test_f2_compares_the_same_questions_only():
-    rows = told(controlled([FALL], [FLAT], ("other",)), images=5)
-    lost = (rows["image"] == "words") & (rows["context_length"] == 4096) & (
+    rows = told(controlled([FALL], [FLAT], ("other_images",)), images=5)
+    lost = (rows["image"] == "text") & (rows["context_length"] == 4096) & (
         rows["image_id"] == "i003") & (rows["question_id"] == "2")
     with pytest.raises(VDPError, match=r"lacks 1 .*i003"):
         f2.tests(rows[~lost], 1024)
@@ -111,12 +111,12 @@ def test_f2_refuses_image_and_words_at_other_lengths(text_rows):
 
 def test_f2_s_summary_and_places_are_accuracies(text_rows):
     summary = f2.summary(text_rows)
-    places = f2.places(text_rows[text_rows["context_kind"] == "other"])
+    places = f2.places(text_rows[text_rows["context_kind"] == "other_images"])
     assert len(summary) == 6 * len(LENGTHS) and len(places) == 3 * len(LENGTHS)
-    assert set(places["image"]) == {"words", "words_middle", "words_last"}
-    last = text_rows["image"] == "words_last"
+    assert set(places["image"]) == {"text", "text_middle", "text_last"}
+    last = text_rows["image"] == "text_last"
     lacking = text_rows[~(last & (text_rows["context_length"] == max(LENGTHS)))]
-    fewer = f2.places(lacking[lacking["context_kind"] == "other"])
+    fewer = f2.places(lacking[lacking["context_kind"] == "other_images"])
     assert set(fewer["context_length"]) == set(LENGTHS) - {max(LENGTHS)}
     right = text_rows.groupby(["context_kind", "image", "context_length"])["correct"].mean()
     for line in summary.itertuples():
@@ -124,15 +124,15 @@ def test_f2_s_summary_and_places_are_accuracies(text_rows):
         assert line.value == pytest.approx(expected) and line.low <= line.value <= line.high
         assert (line.measure, line.n_images, line.n_rows) == ("balanced accuracy", 60, 240)
     for line in places.itertuples():
-        assert line.value == pytest.approx(right["other", line.image, line.context_length])
-    shown = as_text(summary[summary["context_kind"] == "mentions"], "balanced accuracy", "image")
-    assert shown.loc[0, "own"].startswith(f"{right['mentions', 'own', 0]:.3f} [")
+        assert line.value == pytest.approx(right["other_images", line.image, line.context_length])
+    shown = as_text(summary[summary["context_kind"] == "misleading"], "balanced accuracy", "image")
+    assert shown.loc[0, "own"].startswith(f"{right['misleading', 'own', 0]:.3f} [")
 
 
 @pytest.fixture(scope="module")
 def text_tables(text_rows):
     return (f2.summary(text_rows[text_rows["image"].isin(f2.IMAGES)]),
-            f2.places(text_rows[text_rows["context_kind"] == "other"]))
+            f2.places(text_rows[text_rows["context_kind"] == "other_images"]))
 
 
 def test_f2_s_figure_draws_image_and_words_by_kind_and_the_places(text_tables):

@@ -6,7 +6,7 @@
 from vdp_utils.figures.attention import attention, attention_and_cause, attention_maps
 from vdp_utils.figures.bench import bench_pruning, bench_recording
 from vdp_utils.figures.concentration import concentration
-from vdp_utils.figures.cost import break_even, cost, pareto, peers
+from vdp_utils.figures.cost import baselines, break_even, cost, pareto
 from vdp_utils.figures.decline import decline
 from vdp_utils.figures.embedded import gallery, training_curves
 from vdp_utils.figures.priors import priors
@@ -16,8 +16,8 @@ from vdp_utils.figures.recovery import pruned_examples, recovery, targets
 from vdp_utils.figures.style import save
 from vdp_utils.figures.text_control import text_control
 
-__all__ = ["ablations", "attention", "attention_and_cause", "attention_maps", "bench_pruning",
-           "bench_recording", "break_even", "concentration", "cost", "decline", "gallery", "pareto",
-           "peers", "priors", "proportion",
+__all__ = ["ablations", "attention", "attention_and_cause", "attention_maps", "baselines",
+           "bench_pruning", "bench_recording", "break_even", "concentration", "cost", "decline",
+           "gallery", "pareto", "priors", "proportion",
            "pruned_examples", "recovery", "save", "strategies", "targets", "text_control",
            "training_curves"]

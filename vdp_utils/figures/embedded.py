@@ -56,7 +56,7 @@ def training_curves(log: pd.DataFrame) -> Figure:
     labels = {"tower": "tower", "projector": "projector", "oracle": "on true nouns",
               "naming": "naming", "joint": "joint", "further": "joint, continued"}
     shown = {"object_patch_accuracy": "object patches", "image_presence": "presence, image",
-             "words_presence": "presence, words", "image_position": "position, image",
+             "text_presence": "presence, words", "image_position": "position, image",
              "blank_presence": "presence, blank image", "image_naming": "naming, tokens right"}
     stages = list(log["stage"].unique())
     figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.7), sharey=True,

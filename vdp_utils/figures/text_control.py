@@ -9,9 +9,9 @@ from vdp_utils.figures.style import KINDS, WIDE
 
 TOLD = {  # image -> (label, marker, line)
     "own": ("scene as an image", "o", "-"),
-    "words": ("scene in words, before the context", "s", "--"),
-    "words_middle": ("in its middle", "D", "-."),
-    "words_last": ("after it", "^", ":"),
+    "text": ("scene in words, before the context", "s", "--"),
+    "text_middle": ("in its middle", "D", "-."),
+    "text_last": ("after it", "^", ":"),
 }
 
 

@@ -13,8 +13,8 @@ from vdp_utils.paths import slug
 from vdp_utils.stats import Estimate, Verdict
 
 PRESENCE = "F1_F5_presence"  # the table of rows that findings F1 to F5 share
-KINDS = ("same", "other", "mentions")
-NEUTRAL_AND_LURING = ("other", "mentions")  # where every kind would cost too much
+KINDS = ("same_image", "other_images", "misleading")
+NEUTRAL_AND_MISLEADING = ("other_images", "misleading")  # where every kind would cost too much
 NEAR = 1024  # context tokens up to which further controls are measured, for the same reason
 
 

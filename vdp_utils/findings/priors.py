@@ -9,7 +9,7 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
+from vdp_utils.findings import NEAR, NEUTRAL_AND_MISLEADING
 from vdp_utils.measuring.measure import presence_conditions
 from vdp_utils.stats import Estimate, Verdict
 
@@ -29,9 +29,9 @@ def conditions(lvlm, lengths) -> list:
     """With the image, without it, and with it blanked and swapped: these two, where the text
     lures, up to NEAR only."""
     near = [length for length in lengths if length <= NEAR]
-    return (presence_conditions(lvlm, NEUTRAL_AND_LURING, lengths, IMAGES[:2])
-            + presence_conditions(lvlm, ["other"], lengths, IMAGES[2:])
-            + presence_conditions(lvlm, ["mentions"], near, IMAGES[2:]))
+    return (presence_conditions(lvlm, NEUTRAL_AND_MISLEADING, lengths, IMAGES[:2])
+            + presence_conditions(lvlm, ["other_images"], lengths, IMAGES[2:])
+            + presence_conditions(lvlm, ["misleading"], near, IMAGES[2:]))
 
 
 def pairs(rows: pd.DataFrame) -> pd.DataFrame:

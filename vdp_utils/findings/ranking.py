@@ -10,27 +10,27 @@ from vdp_utils.measuring.pruned import NONE
 from vdp_utils.stats import Estimate, Verdict
 
 STRATEGIES = "F7_F9_strategies"  # the table of answers by strategy
-KIND = "mentions"  # at these lengths only its lures cost accuracy (notebook 01)
+KIND = "misleading"  # at these lengths only its lures cost accuracy (notebook 01)
 LENGTHS = (128, 256, 512)
 RATES = (0.5, 0.75, 0.9)
 ABLATED, ABLATED_RATE = 512, 0.5  # where the paper's rule is taken apart
 SEEDS = 5
-PAPER, CHANCE = "received", "random"
+PAPER, CHANCE = "accumulated", "random"
 METHODS = ("h2o", "snapkv", "last_token", "key_norm", "expected_attention", "streaming",
            "perplexity", "contrastive_perplexity")  # published by others, on text or caches
-RULES = ("received_normalised", "debiased", "recency", "head", "bm25")
+RULES = ("accumulated_normalised", "debiased", "recency", "head", "bm25")
 BOUNDS = ("inverse", "oracle")  # must be worst and best: controls, not contenders
 VISUAL = ("fastv_visual", "text_first")  # drop image tokens instead
 SEEDED = (CHANCE, "random_sentences")
 GROUPS = {name: group for group, names in {
     "the paper's rule": (PAPER,), "chance": SEEDED, "published method": METHODS,
     "other rule": RULES, "control": BOUNDS, "drops the image": VISUAL}.items() for name in names}
-SETS = {"received mean": "mean, all queries", "received question": "max, the question's",
-        "received mean question": "mean, the question's", "received last": "max, the last",
-        "received mean last": "mean, the last"}  # heads and query sets of the ablation
-WAYS = (("rerun", "compact"), ("rerun", "kept"), ("kv", "kept"))
+SETS = {"accumulated mean": "mean, all queries", "accumulated question": "max, the question's",
+        "accumulated mean question": "mean, the question's", "accumulated last": "max, the last",
+        "accumulated mean last": "mean, the last"}  # heads and query sets of the ablation
+MODES = (("compress", "compact"), ("compress", "kept"), ("evict", "kept"))
 RULE = (
-    "Behind `mentions`, answers pooled over lengths and rates (random strategies: over seeds), "
+    "Behind `misleading`, answers pooled over lengths and rates (random strategies: over seeds), "
     "paired over images; p by a sign-flip test over images, Holm over all strategies. Robust: "
     "every strategy, but for the control `inverse` and the two that drop image tokens, wins over "
     "no pruning (95 % BCa interval of the difference of balanced accuracy above 0, Holm p < 0.05). "
@@ -54,7 +54,7 @@ def conditions(lvlm, lengths, rates=RATES, ablated: int = ABLATED) -> list:
     layers = range(1, lvlm.model.config.get_text_config().num_hidden_layers - 1)
     return [*main_conditions(lvlm, lengths, rates), taken_apart(*SETS),
             *(taken_apart(PAPER, f"{CHANCE} 0", layer=layer) for layer in layers),
-            *(taken_apart(PAPER, way=way, positions=positions) for way, positions in WAYS)]
+            *(taken_apart(PAPER, mode=mode, positions=positions) for mode, positions in MODES)]
 
 
 def main_conditions(lvlm, lengths, rates=RATES) -> list:
@@ -68,7 +68,7 @@ def answers(rows: pd.DataFrame) -> pd.DataFrame:
 
     "none" (no pruning) stands at every rate. The ablations' rows are left out.
     """
-    main = rows[(rows["way"] == "inflight") & (rows["layer"] == 0)
+    main = rows[(rows["mode"] == "prefill") & (rows["layer"] == 0)
                 & rows["strategy"].isin([NONE, *contenders()])]
     by = ["strategy", "context_length", "rate", *QUESTION]
     found = main.assign(strategy=main["strategy"].str.split().str[0],
@@ -143,7 +143,7 @@ def ablations(rows: pd.DataFrame) -> pd.DataFrame:
     """
     length = rows.loc[rows["strategy"].isin(SETS), "context_length"].iloc[0]
     rows = rows[(rows["context_length"] == length) & rows["rate"].isin([0, ABLATED_RATE])]
-    flight = rows["way"] == "inflight"
+    flight = rows["mode"] == "prefill"
     first = rows[flight & (rows["layer"] == 0)]
 
     def named(part, *names):
@@ -158,9 +158,9 @@ def ablations(rows: pd.DataFrame) -> pd.DataFrame:
         settings += [("scoring layer", f"layer {layer}", named(part, PAPER)),
                      ("random tokens go", f"after layer {layer}", named(part, f"{CHANCE} 0"))]
     settings.append(("random tokens go", "after layer 0", named(first, f"{CHANCE} 0")))
-    settings += [("way", f"{way}, {positions} positions" if way == "rerun" else way,
-                  named(rows[(rows["way"] == way) & (rows["positions"] == positions)], PAPER))
-                 for way, positions in WAYS]
+    settings += [("mode", f"{mode}, {positions} positions" if mode == "compress" else mode,
+                  named(rows[(rows["mode"] == mode) & (rows["positions"] == positions)], PAPER))
+                 for mode, positions in MODES]
     settings += [("what goes", "random tokens" if name == CHANCE else "random sentences",
                   named(first, *(f"{name} {seed}" for seed in range(SEEDS)))) for name in SEEDED]
     settings += [("what goes", "sentences by bm25", named(first, "bm25"))]

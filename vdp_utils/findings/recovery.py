@@ -8,7 +8,7 @@ import pandas as pd
 from vdp_utils import findings, stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEAR, NEUTRAL_AND_LURING
+from vdp_utils.findings import NEAR, NEUTRAL_AND_MISLEADING
 from vdp_utils.findings.priors import moved, with_log_chances
 from vdp_utils.measuring import pruned
 from vdp_utils.stats import Estimate, Verdict
@@ -19,7 +19,7 @@ RATES = tuple(n / 10 for n in range(1, 10))
 FEW_RATES = (0.5, 0.7, 0.9)  # beyond NEAR, and with the image swapped: each costs a pass
 RATE = 0.5  # which the rule looks at
 EXAMPLES, SHOWN = "F6_examples", 2  # the table of what is kept, and how many samples are drawn
-TOLD = "words_middle"  # the scene in words amid the context, and pruned with it: text-target
+TOLD = "text_middle"  # the scene in words amid the context, and pruned with it: text-target
 RULE = (
     "The paper's rule at rate 0.5, fixed beforehand, at every context kind and length where the "
     "context costs accuracy (no context minus all of it, paired over images, 95 % BCa interval "
@@ -36,21 +36,21 @@ def conditions(lvlm, lengths, rates=RATES, few_rates=FEW_RATES, told_length=512)
     Every rate up to NEAR, few beyond it; length 0 is the anchor without context.
     """
     swapped = [pruned.answer_condition(lvlm, kind, length, few_rates, image="swapped")
-               for kind in NEUTRAL_AND_LURING for length in lengths if 0 < length <= NEAR]
+               for kind in NEUTRAL_AND_MISLEADING for length in lengths if 0 < length <= NEAR]
     return [*own_conditions(lvlm, lengths, rates, few_rates), *swapped,
-            pruned.answer_condition(lvlm, "other", told_length, rates, image=TOLD)]
+            pruned.answer_condition(lvlm, "other_images", told_length, rates, image=TOLD)]
 
 
 def own_conditions(lvlm, lengths, rates=RATES, few_rates=FEW_RATES) -> list:
     """Those of `conditions` with the sample's own image, which F9 asks for too."""
     return [pruned.answer_condition(lvlm, kind, length,
                                     () if not length else rates if length <= NEAR else few_rates)
-            for kind in NEUTRAL_AND_LURING for length in lengths]
+            for kind in NEUTRAL_AND_MISLEADING for length in lengths]
 
 
 def example_conditions(lvlm, length: int = 256) -> list:
     """What the examples are drawn of: one rate, behind a context that lures."""
-    return [pruned.answer_condition(lvlm, "mentions", length, (RATE,))]
+    return [pruned.answer_condition(lvlm, "misleading", length, (RATE,))]
 
 
 def image_target(rows: pd.DataFrame) -> pd.DataFrame:
@@ -94,7 +94,7 @@ def targets(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by rate where the answer is in the image and where it stands in the context."""
     told = rows[rows["image"] == TOLD]
     length = told["context_length"].iloc[0]
-    seen = rows[(rows["image"] == "own") & (rows["context_kind"] == "other")
+    seen = rows[(rows["image"] == "own") & (rows["context_kind"] == "other_images")
                 & (rows["context_length"] == length)]
     both = pd.concat([seen.assign(target="image"), told.assign(target="text")])
     return stats.by_group(both, ["target", "context_length", "rate"], stats.balanced_accuracy)

@@ -10,7 +10,7 @@ from vdp_utils.lvlm.prompts import PLACES
 from vdp_utils.measuring.measure import presence_conditions
 from vdp_utils.stats import Estimate, Verdict
 
-IMAGES = ("own", "words")  # the scene as an image, and told in words in the image's place
+IMAGES = ("own", "text")  # the scene as an image, and told in words in the image's place
 RULE = (
     "For each context kind and two spans, from no context to the longest context of the model's "
     "training and to the longest of all: the loss of balanced accuracy with the image minus the "
@@ -21,7 +21,7 @@ RULE = (
 
 def place_conditions(lvlm, lengths) -> list:
     """The words before, amid and after contexts of one kind, up to NEAR."""
-    return presence_conditions(lvlm, ["other"], [n for n in lengths if n <= NEAR], PLACES)
+    return presence_conditions(lvlm, ["other_images"], [n for n in lengths if n <= NEAR], PLACES)
 
 
 def summary(rows: pd.DataFrame, columns=("context_kind", "image")) -> pd.DataFrame:
