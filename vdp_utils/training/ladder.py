@@ -18,7 +18,7 @@ from vdp_utils.attention.tokens import SLOT
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues, scenes
-from vdp_utils.sources.dialogues import LEADS, QUESTION_LEAD
+from vdp_utils.sources.dialogues import LEAD_AT_START, LEAD_ELSEWHERE, NOT_SHOWN
 from vdp_utils.sources.samples import Sample, one_pair, presence_samples
 from vdp_utils.training.dialogue import answer_loss, answers, evaluate, image_features
 from vdp_utils.training.loop import Run, autocast
@@ -38,10 +38,10 @@ WORTH = WEIGHTS | {"naming": 12.0}
 WORDS_QUESTIONS = {"presence": 12, "position": 2, "counting": 1}  # no relations, no sizes
 SEVERAL_QUESTIONS = {"presence": 4, "position": 1, "counting": 1, "naming": 1}  # a picture
 ORDINALS = ("first", "second", "third")
-AT_START = "About the image shown at the start: "
-NOT_SHOWN = ["Now a picture that is not shown here.", "Here is what was said of another picture, "
-             "which is not shown.", "The next picture is not shown here.",
-             "Now about a picture that you cannot see.", "Another image, not shown here."]
+# how dialogues about other pictures opened when the weights that further training starts from
+# were trained
+EARLIER_LEADS = ["Now a different picture.", "Here is another picture.", "Next picture, please.",
+                 "Let us turn to another image.", "Another image now."]
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Further(IterableDataset):
         about, seed = "same" if image and own else "other", int(rng.integers(2**31))
         sample = Sample(scene, quiet if about == "same" else ())
         text = prompts.context(tokenizer, about, sample, length, seed,
-                               leads=[*LEADS, *NOT_SHOWN])
+                               leads=[*EARLIER_LEADS, *NOT_SHOWN])
         start = len(opening := self.opening(image))
         at = 0
         if image:
@@ -176,7 +176,7 @@ class Further(IterableDataset):
                 at = prompts.turn_start(tokenizer, text, rng.random())
             ids = np.concatenate([opening, text[:at], told, text[at:]])
             span = (start + at, start + at + len(told))
-        leads = (QUESTION_LEAD, QUESTION_LEAD if at else AT_START)
+        leads = (LEAD_ELSEWHERE, LEAD_ELSEWHERE if at else LEAD_AT_START)
         return ids, *span, [self.question(q, leads[rng.integers(2)], image) for q in asked]
 
     def several(self, pictures: list[scenes.Scene], rng):
@@ -212,13 +212,13 @@ class Further(IterableDataset):
     def which(self, n: int, count: int, rng) -> str:
         """A question's lead that names picture `n` of `count`."""
         leads = [f"About the {ORDINALS[n]} image: "]
-        leads += [AT_START] * (n == 0) + ["About the last image: "] * (n == count - 1)
+        leads += [LEAD_AT_START] * (n == 0) + ["About the last image: "] * (n == count - 1)
         return leads[rng.integers(len(leads))]
 
     def question(self, question: dialogues.Question, lead: str, image: bool):
         """Question ids, answer ids with their end, and kind, as `pack` takes them."""
         answer = self.lvlm.tokenizer(question.answer, add_special_tokens=False).input_ids
-        return (prompts.asking(self.lvlm, question, image, lead).input_ids,
+        return (prompts.asking(self.lvlm, question, "own" if image else "words", lead).input_ids,
                 answer + [self.lvlm.tokenizer.eos_token_id], question.kind)
 
     def tokens(self, text: str) -> list[int]:
@@ -282,9 +282,10 @@ def presence_by_gap(lvlm: LVLM, samples: list[Sample], image: bool) -> pd.DataFr
     alone begin later.
     """
     tables, ends = [], [lvlm.tokenizer.eos_token_id]
+    which = "own" if image else "words"
     for sample in samples:
-        prefix = prompts.shared_prefix(lvlm, sample, "other", 0, image="own" if image else "words")
-        asked = [(prompts.asking(lvlm, q, image).input_ids,
+        prefix = prompts.shared_prefix(lvlm, sample, "other", 0, image=which)
+        asked = [(prompts.asking(lvlm, q, which).input_ids,
                   prompts.option_ids(lvlm, q.answer) + ends, q.kind)
                  for q in sample.questions for _ in GAPS]
         skips = (np.arange(len(prefix)), [gap for _ in sample.questions for gap in GAPS])
