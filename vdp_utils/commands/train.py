@@ -14,8 +14,8 @@ from vdp_utils.training.loop import DEVICE, load_stage
 from vdp_utils.training.packing import NAMING_QUESTIONS, ORACLE_QUESTIONS
 from vdp_utils.training.tower import train_tower
 
-# stage -> share of the minutes
 JOINT = {"decoder": 3e-4, "projector": 2e-4, "tower": 5e-5}  # learning rates of the last stage
+# stage -> share of the minutes
 SHARES = {"tower": 0.2, "projector": 0.15, "oracle": 0.25, "naming": 0.2, "joint": 0.2}
 
 
