@@ -222,15 +222,24 @@ def test_difference_names_what_is_missing():
 # ---- tests
 
 
-def test_mcnemar_by_hand():
-    a, b = [1, 1, 1, 1, 1, 1, 0, 0, 1], [0, 0, 0, 0, 0, 1, 1, 0, 1]
-    got = stats.mcnemar(a, b)
-    assert (got.only_a, got.only_b) == (5, 1)
-    assert got.p == pytest.approx(2 * (1 + 6) / 2**6)
-    assert stats.mcnemar(b, a).p == pytest.approx(got.p)
-    assert stats.mcnemar(a, a).p == 1.0
-    with pytest.raises(VDPError, match="differ in length"):
-        stats.mcnemar(a, b[1:])
+def test_accuracy_test_sums_what_images_add_and_flips_their_signs():
+    rng = np.random.default_rng(3)
+    a, b = (presence_rows(rng.random((40, 2)) < share) for share in (0.9, 0.4))
+    found = stats.accuracy_test((1, a), (-1, b))
+    assert found.effect == stats.balanced_accuracy_difference(a, b)
+    rises = stats.rise(b, a, "correct")["rise"]  # one yes- and one no-question an image
+    assert found.effect.value == pytest.approx(rises.mean())
+    assert found.p == stats.sign_flip(rises) < 0.01
+    assert stats.accuracy_test((1, a), (-1, a)).p == 1
+    assert set(found.columns()) == {"effect", "low", "high", "p", "n_images", "n_rows"}
+
+
+def test_accuracy_test_weighs_images_by_their_questions():
+    a, b = presence_rows([[1, 1], [0, 1], [1, 0]]), presence_rows([[0, 1], [0, 0], [1, 1]])
+    a, b = (rows[(rows["image_id"] != "i000") | (rows["answer"] == "yes")] for rows in (a, b))
+    yes, no = ([r[r["answer"] == word]["correct"].mean() for r in (a, b)] for word in ("yes", "no"))
+    found = stats.accuracy_test((1, a), (-1, b)).effect.value
+    assert found == pytest.approx((yes[0] - yes[1] + no[0] - no[1]) / 2)
 
 
 def test_holm_by_hand():
@@ -269,12 +278,12 @@ def test_trend_finds_the_slope_per_doubling():
     slopes = rng.normal(-0.1, 0.1, size=(50, 1))
     accuracy = 0.7 + slopes * np.arange(4)
     got = stats.trend(length_rows(accuracy).sample(frac=1, random_state=0))
-    assert got.slope.value == pytest.approx(slopes.mean())
-    assert got.slope.low < got.slope.value < got.slope.high < 0
-    assert (got.slope.n_images, got.slope.n_rows) == (50, 200)
+    assert got.effect.value == pytest.approx(slopes.mean())
+    assert got.effect.low < got.effect.value < got.effect.high < 0
+    assert (got.effect.n_images, got.effect.n_rows) == (50, 200)
     assert got.p == pytest.approx(2 / 10000)
     up = stats.trend(length_rows(1 - accuracy))
-    assert up.slope.value == pytest.approx(-got.slope.value) and up.p == got.p
+    assert up.effect.value == pytest.approx(-got.effect.value) and up.p == got.p
 
 
 def test_trend_p_value_is_near_students_for_many_images():
@@ -293,7 +302,7 @@ def test_trend_p_value_is_exact_for_few_images():
 def test_trend_without_any_change_is_none(value, stretch):
     rows = length_rows(np.full((20, 4), value))
     got = stats.trend(rows.assign(context_length=rows["context_length"] * stretch))
-    assert numbers(got.slope) == (0, 0, 0) and got.p == 1
+    assert numbers(got.effect) == (0, 0, 0) and got.p == 1
 
 
 def test_trend_keeps_its_level_where_most_values_are_ties():
@@ -719,23 +728,58 @@ def test_separated_answers_give_a_finite_slope():
 
 def test_verdict_table_is_markdown():
     estimate = Estimate(-0.05, -0.0712, -0.03, 300, 2400)
-    verdict = Verdict("F1", "falls | declines", "partly", "slope", estimate, 300, "high\n< 0")
+    verdict = Verdict("F1", "falls | declines", "partly", "slope", {"same_image": estimate},
+                      "high\n< 0")
     table = stats.verdict_table([verdict.to_row()] * 2).splitlines()
     assert table[0].startswith("| finding | claim | verdict |")
     assert table[1] == "| " + " | ".join(["---"] * 7) + " |"
-    line = r"| F1 | falls \| declines | partly | slope | -0.050 [-0.071, -0.030] | 300 | high < 0 |"
+    line = (r"| F1 | falls \| declines | partly | slope | same_image -0.050 [-0.071, -0.030] | 300 "
+            "| high < 0 |")
     assert table[2:] == [line, line]
     with pytest.raises(VDPError, match="no verdicts"):
         stats.verdict_table([])
 
 
-def test_verdict_takes_only_the_three_words():
+def test_verdict_takes_only_the_five_words():
     with pytest.raises(VDPError, match="'maybe' of F1"):
-        Verdict("F1", "", "maybe", "", Estimate(0, 0, 0, 1, 1), 1, "")
+        Verdict("F1", "", "maybe", "", {"": Estimate(0, 0, 0, 1, 1)}, "")
 
 
-def test_judge():
-    words = [stats.judge(*case) for case in ((True, True), (True, False), (False, True))]
-    assert [*words, stats.judge(False, False)] == [
-        "reproduced", "reproduced", "partly", "not reproduced"
-    ]  # fmt: skip
+def cells(*lines, **more) -> pd.DataFrame:
+    """A family of cells from (effect, p) pairs, each interval 0.02 wide."""
+    table = pd.DataFrame(lines, columns=["effect", "p"])
+    return table.assign(low=table["effect"] - 0.01, high=table["effect"] + 0.01, **more)
+
+
+def test_judge_by_the_scheme():
+    up, down, small, wide = (0.3, 0.001), (-0.3, 0.001), (0.01, 0.6), (0.2, 0.3)
+
+    def word(*lines, **more):
+        return stats.judge(stats.family(cells(*lines, **more)), smallest=0.05)
+
+    assert word(up, up) == "reproduced"
+    assert word(up, small) == word(up, down) == "partly"
+    assert word(down, small) == word(down, wide) == "contradicted"
+    assert word(small, small) == "not reproduced"
+    assert word(small, wide) == "inconclusive"
+    # cells at a limit do not count, and none is no evidence
+    assert word(up, down, limit=["", "floor"]) == "reproduced"
+    assert word(up, up, limit=["ceiling", "floor"]) == "inconclusive"
+    # a significant effect whose end is not above chance does not speak for the claim
+    assert word(up, up, holds=[True, False]) == "partly"
+    assert word(up, holds=[False]) == "inconclusive"
+
+
+def test_a_family_is_corrected_over_the_cells_that_count():
+    table = stats.family(cells((0.3, 0.03), (0.3, 0.04), limit=["", "floor"]))
+    assert table["p_holm"].tolist() == [0.03, 1.0]
+    assert stats.speaks(table).tolist() == ["for", ""]
+    assert stats.family(cells((0.3, 0.03), (0.3, 0.04)))["p_holm"].tolist() == [0.06, 0.06]
+
+
+def test_limits_are_where_no_difference_has_room():
+    chance, good, top = (Estimate(v, v - 0.02, v + 0.02, 9, 9) for v in (0.51, 0.8, 0.995))
+    below = Estimate(0.2, 0.15, 0.25, 9, 9)  # misled, not guessing: there is room
+    assert stats.limit(chance) == stats.limit(chance, chance) == "floor"
+    assert stats.limit(chance, good) == stats.limit(below) == stats.limit(good) == ""
+    assert stats.limit(top) == "ceiling" and stats.limit(top, good) == ""

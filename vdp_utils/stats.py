@@ -24,7 +24,16 @@ from vdp_utils.errors import VDPError
 
 RESAMPLES = 9999
 BATCH = 2**20  # numbers of one column that are resampled at a time: bounds memory
-VERDICTS = ("reproduced", "partly", "not reproduced")
+ALPHA = 0.05
+CHANCE, CEILING = 0.5, 0.99  # of balanced accuracy
+VERDICTS = ("reproduced", "partly", "contradicted", "inconclusive", "not reproduced")
+SCHEME = (
+    "A cell speaks for the claim where its effect goes the claimed way and a two-sided sign-flip "
+    "test over images, after Holm over all cells, has p < 0.05; against it where it goes the other "
+    "way so. Cells at floor or ceiling do not count. Reproduced: every cell for. Partly: some for. "
+    "Contradicted: some against, none for. Not reproduced: none for or against, and every 95 % BCa "
+    "interval ends below the smallest effect of interest. Inconclusive: else, or if no cell "
+    "counts.")
 
 
 @dataclass(frozen=True)
@@ -42,20 +51,18 @@ class Estimate:
 
 
 @dataclass(frozen=True)
-class Trend:
-    """Mean slope over images and the two-sided p-value against a mean slope of zero."""
+class Test:
+    """An effect and the two-sided p-value of a sign-flip test over images against none."""
 
-    slope: Estimate
+    __test__ = False  # nothing for pytest to collect
+
+    effect: Estimate
     p: float
 
-
-@dataclass(frozen=True)
-class McNemar:
-    """Questions that only one of two conditions gets right, and the exact two-sided p-value."""
-
-    only_a: int
-    only_b: int
-    p: float
+    def columns(self) -> dict[str, float]:
+        """The effect's columns of a table of cells: effect, low, high, p, n_images, n_rows."""
+        found = dict(vars(self.effect))
+        return {"effect": found.pop("value"), "p": self.p} | found
 
 
 def image_means(rows: pd.DataFrame, value: str, by: Sequence[str] = ()) -> pd.DataFrame:
@@ -174,6 +181,25 @@ def balanced_accuracy_contrast(*parts: tuple[float, pd.DataFrame]) -> Estimate:
     return Estimate(*bca(statistic, *columns), len(columns[0]), len(parts[0][1]))
 
 
+def accuracy_test(*parts: tuple[float, pd.DataFrame]) -> Test:
+    """Return a `balanced_accuracy_contrast` of (weight, rows) pairs, tested by `sign_flip`.
+
+    An image's value is what it adds to the contrast.
+    """
+    effect, shares = balanced_accuracy_contrast(*parts), 0.0
+    for weight, rows in parts:
+        counts = _counts(rows)
+        for answer in ("yes", "no"):
+            right, asked = counts[f"{answer} right"], counts[f"{answer} all"]
+            shares = shares + weight * right / asked.sum() / 2 * len(counts)
+    return Test(effect, sign_flip(shares))
+
+
+def mean_test(rows: pd.DataFrame, column: str) -> Test:
+    """Return the `mean_estimate` of a column of differences, tested by `sign_flip`."""
+    return Test(mean_estimate(rows, column), sign_flip(image_means(rows, column)[column]))
+
+
 def kappa(pairs: pd.DataFrame, other: pd.DataFrame | None = None) -> Estimate:
     """Return Cohen's (1960) kappa of the columns `a` and `b` ("yes" or "no"), pooled over rows.
 
@@ -258,7 +284,7 @@ def _over_images(statistic, count: int, rows: int) -> Estimate:
     return Estimate(*bca(drawn_statistic, np.arange(count)), count, rows)
 
 
-def trend(rows: pd.DataFrame, x: str = "context_length", value: str = "correct") -> Trend:
+def trend(rows: pd.DataFrame, x: str = "context_length", value: str = "correct") -> Test:
     """Test whether `value` changes steadily with `x` >= 0; effect: its change per doubling of 1+x.
 
     Each image gives one least-squares slope of its means of `value` against log2(1 + x). The
@@ -281,7 +307,7 @@ def trend(rows: pd.DataFrame, x: str = "context_length", value: str = "correct")
     changes = table.to_numpy() - table.to_numpy()[:, :1]  # exactly 0, not 1e-17, where flat
     slopes = changes @ steps / (steps @ steps)
     estimate = Estimate(*bca(np.mean, slopes), len(slopes), len(rows))
-    return Trend(estimate, sign_flip(slopes))
+    return Test(estimate, sign_flip(slopes))
 
 
 def sign_flip(values: Sequence[float]) -> float:
@@ -297,20 +323,6 @@ def sign_flip(values: Sequence[float]) -> float:
     return float(test.pvalue)
 
 
-def mcnemar(a_correct: Sequence[bool], b_correct: Sequence[bool]) -> McNemar:
-    """Compare two conditions on the same questions, in the same order, by an exact binomial test.
-
-    It counts every question as independent, which questions about one image are not: for the
-    size of an effect and its interval use `balanced_accuracy_difference`.
-    """
-    a, b = np.asarray(a_correct, dtype=bool), np.asarray(b_correct, dtype=bool)
-    if a.shape != b.shape:
-        raise VDPError(f"a_correct and b_correct differ in length ({a.size}, {b.size}): pair them")
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = stats.binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1.0
-    return McNemar(only_a, only_b, float(p))
-
-
 def holm(pvalues: Sequence[float]) -> np.ndarray:
     """Return p-values adjusted for their number (Holm 1979), in the given order."""
     p = np.asarray(pvalues, dtype=float)
@@ -322,35 +334,90 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
+def limit(*accuracies: Estimate) -> str:
+    """Return "floor" where all balanced accuracies are at chance, "ceiling" where all are near 1.
+
+    At chance: the interval holds 0.5. Else "": there is room for a difference.
+    """
+    if all(a.low <= CHANCE <= a.high for a in accuracies):
+        return "floor"
+    return "ceiling" if all(a.value >= CEILING for a in accuracies) else ""
+
+
+def family(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of one claim with `p_holm`: Holm over those that count, 1 for others.
+
+    Those count whose `limit` is "", or all where there is no such column.
+    """
+    counts = cells["limit"] == "" if "limit" in cells else np.ones(len(cells), bool)
+    cells = cells.assign(p_holm=1.0)
+    cells.loc[counts, "p_holm"] = holm(cells.loc[counts, "p"])
+    return cells
+
+
+def speaks(cells: pd.DataFrame) -> pd.Series:
+    """Return what each cell of a `family` says of the claim: "for", "against" or "".
+
+    `effect` is positive where it goes the claimed way. Where there is a column `holds`, a cell
+    speaks for the claim only where that is true too.
+    """
+    known, holds = cells["p_holm"] < ALPHA, cells.get("holds", True)
+    return pd.Series(np.select([known & (cells["effect"] > 0) & holds,
+                                known & (cells["effect"] < 0)], ["for", "against"], ""),
+                     cells.index)
+
+
+def judge(cells: pd.DataFrame, smallest: float) -> str:
+    """Return the verdict's word by SCHEME for the cells of a `family`.
+
+    `smallest` is the smallest effect of interest, in the effect's unit.
+    """
+    counted = cells[cells["limit"] == ""] if "limit" in cells else cells
+    said = speaks(counted)
+    if len(said) and (said == "for").all():
+        return "reproduced"
+    if (said == "for").any():
+        return "partly"
+    if (said == "against").any():
+        return "contradicted"
+    small = len(said) and (counted["high"] < smallest).all()
+    return "not reproduced" if small else "inconclusive"
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of one of the paper's claims, by a rule that was written down beforehand.
 
-    `effect` says in words what `estimate` measures; `n` is the number of images.
+    `effect` says in words what `estimates` measure, one by context kind (or whatever else parts
+    them), `n` how many images they rest on at most.
     """
 
     finding: str
     claim: str
     verdict: str
     effect: str
-    estimate: Estimate
-    n: int
+    estimates: Mapping[str, Estimate]
     rule: str
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
             raise VDPError(f"verdict {self.verdict!r} of {self.finding} must be one of {VERDICTS}")
 
+    @property
+    def n(self) -> int:
+        return max(estimate.n_images for estimate in self.estimates.values())
+
+    def __str__(self) -> str:
+        return (f"{self.verdict} (n = {self.n} images): {self.effect}: "
+                + "; ".join(f"{name} {one}" for name, one in self.estimates.items()))
+
     def to_row(self) -> dict[str, str]:
         """Return the verdict as texts by column, for `verdict_table` and for JSON."""
         return {"finding": self.finding, "claim": self.claim, "verdict": self.verdict,
-                "effect": self.effect, "estimate [95 %]": str(self.estimate),
+                "effect": self.effect,
+                "estimate [95 %]": "; ".join(f"{name} {one}"
+                                             for name, one in self.estimates.items()),
                 "images": str(self.n), "rule": self.rule}
-
-
-def judge(reproduced: bool, partly: bool) -> str:
-    """Return the verdict's word; `partly` counts only where `reproduced` does not hold."""
-    return VERDICTS[0] if reproduced else VERDICTS[1] if partly else VERDICTS[2]
 
 
 def verdict_table(rows: Iterable[Mapping[str, str]]) -> str:

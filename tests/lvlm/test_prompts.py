@@ -16,7 +16,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import CONTEXT_KINDS, Question
-from vdp_utils.sources.samples import PICTURES, ask_presence, presence_samples
+from vdp_utils.sources.samples import (PICTURES, ask_presence, one_pair, one_question,
+                                       presence_samples)
 
 LENGTHS = [0, 1, *(2**n for n in range(6, 14))]  # 64 to 8192
 repeatable = settings(derandomize=True, deadline=None, max_examples=40)
@@ -111,12 +112,12 @@ def test_whole_prompt_reads_as_the_chat_template_says(tiny, samples):
     whole = prompts.join(prefix, asking)
     said = tiny.tokenizer.decode(prompts.context(tiny.tokenizer, "other_images", sample, 300))
     assert tiny.tokenizer.decode(whole.input_ids) == (
-        "<|im_start|>user\n" + 100 * "<image>" + "\n" + said + "About the image: " + question.text
-        + "<|im_end|>\n<|im_start|>assistant\n")
+        "<|im_start|>user\n" + 100 * "<image>" + "\n" + said + dialogues.LEAD_AT_START
+        + question.text + "<|im_end|>\n<|im_start|>assistant\n")
     by_kind = {kind: tiny.tokenizer.decode(whole.input_ids[whole.kinds == kind]) for kind in Kind}
     assert by_kind[Kind.TEMPLATE] == (
         "<|im_start|>user\n\n<|im_end|>\n<|im_start|>assistant\n")
-    assert by_kind[Kind.QUESTION] == "About the image: " + question.text
+    assert by_kind[Kind.QUESTION] == dialogues.LEAD_AT_START + question.text
     assert by_kind[Kind.CONTEXT] == said
     assert len(whole) == len(prefix) + len(asking) == len(whole.kinds)
     assert "pixel_values" in whole.images
@@ -130,7 +131,7 @@ def test_every_token_of_every_prompt_has_the_right_kind(tiny, samples, kind):
             for question in sample.questions:
                 whole = prompts.join(prefix, prompts.asking(tiny, question))
                 found = np.bincount(whole.kinds, minlength=4)
-                words = tiny.tokenizer("About the image: " + question.text).input_ids
+                words = tiny.tokenizer(dialogues.LEAD_AT_START + question.text).input_ids
                 assert found[Kind.IMAGE] == (whole.input_ids == tiny.image_token_id).sum()
                 assert (found[Kind.IMAGE], found[Kind.CONTEXT]) == (100, length)
                 assert found[Kind.QUESTION] == len(words)
@@ -174,12 +175,32 @@ def test_words_stand_before_between_and_after_the_context_s_turns(tiny, samples)
             assert image != "text_middle" or after.startswith("User")
 
 
+def test_questions_say_which_image_they_are_about(tiny, samples):
+    """The one at the start, though others are spoken of; a text description may stand elsewhere."""
+    question = samples[0].questions[0]
+    for image in prompts.IMAGES:
+        said = tiny.tokenizer.decode(prompts.asking(tiny, question, image).input_ids)
+        elsewhere = image in ("text_middle", "text_last")
+        assert said.startswith("About the image: " if elsewhere
+                               else "About the image shown at the start: ")
+
+
+def test_contexts_do_not_change_with_how_many_questions_are_asked(tiny):
+    for sample in presence_samples("evaluation", 5):
+        for fewer in (*one_pair([sample]), *one_question([sample])):
+            assert len(fewer.questions) + len(fewer.unasked) == len(sample.questions)
+            assert fewer.unasked or len(sample.questions) == len(fewer.questions)
+            for kind in CONTEXT_KINDS:
+                assert (prompts.context(tiny.tokenizer, kind, fewer, 700)
+                        == prompts.context(tiny.tokenizer, kind, sample, 700)).all()
+
+
 def test_embedded_prompts_leave_room_for_every_question(base_tokenizer):
     """The room kept free holds the longest question and answer under the embedded tokenizer."""
     longest = sorted(scenes.GLYPHS, key=lambda n: len(base_tokenizer(n).input_ids))[-1]
     for known, held_out in dialogues.TEMPLATES.values():
         for template in known + held_out:
-            text = dialogues.QUESTION_LEAD + template.format(
+            text = dialogues.LEAD_AT_START + template.format(
                 a=dialogues.a(longest), n=longest, m=longest, ns=dialogues.plural(longest))
             text += "<|im_end|>\n<|im_start|>assistant\nbottom right"
             assert len(base_tokenizer(text).input_ids) + 8 <= prompts.QUESTION_ROOM
@@ -220,7 +241,7 @@ def test_contexts_draw_from_a_stream_of_their_own(tiny, samples, monkeypatch, ki
     keys = []
     blocks = dialogues.context_blocks
     monkeypatch.setattr(dialogues, "context_blocks",
-                        lambda *given: keys.append(given[-1]) or blocks(*given))
+                        lambda *given, **more: keys.append(given[-1]) or blocks(*given, **more))
     scene = samples[3].picture
     prompts.context(tiny.tokenizer, kind, samples[3], 400)
     used = [scene.seed, *((*scene.seed, n) for n in (1, 2, 3))]  # compose, render, questions
@@ -328,9 +349,10 @@ def test_words_and_free_questions(tiny):
     assert tiny.tokenizer.decode(said.input_ids) == "User: Is it day?\n"
     assert set(said.kinds) == {Kind.CONTEXT}
     alone = prompts.join(prompts.opening(tiny, None), prompts.words(tiny, ""),
-                         prompts.asking(tiny, Question("free", "Why?", "", (), ()), False))
+                         prompts.asking(tiny, Question("free", "Why?", "", (), ()), "none"))
     assert tiny.tokenizer.decode(alone.input_ids) == (
-        "<|im_start|>user\nAbout the image: Why?<|im_end|>\n<|im_start|>assistant\n")
+        "<|im_start|>user\nAbout the image shown at the start: Why?<|im_end|>\n"
+        "<|im_start|>assistant\n")
 
 
 def test_tensors_run_through_the_model(tiny, samples):

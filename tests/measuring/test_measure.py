@@ -22,7 +22,7 @@ from vdp_utils.sources.samples import Sample, presence_samples, question_samples
 COLUMNS = {"key", "image_id", "question_id", "kind", "nouns", "context_kind", "context_length",
            "image", "template_tokens", "image_tokens", "context_tokens", "question_tokens",
            "options", "attention", "head_image",
-           "log_likelihoods", "answer", "predicted", "correct", "margin", "greedy",
+           "log_likelihoods", "answer", "predicted", "correct", "margin", "greedy", "named",
            "target_share", "seconds"}
 
 
@@ -195,12 +195,13 @@ def test_rows_have_every_documented_column_and_exact_token_counts(lvlm, presence
     for sample in presence:
         for number, question in enumerate(sample.questions):
             (row,) = rows[rows["key"] == f"{sample.image_id}/{number}"].to_dict("records")
-            text = dialogues.QUESTION_LEAD + question.text
+            text = dialogues.LEAD_AT_START + question.text
             assert row["question_tokens"] == len(lvlm.tokenizer(text).input_ids)
             assert (row["image_id"], row["question_id"]) == (sample.image_id, str(number))
             assert row["answer"] == question.answer.lower() and row["kind"] == "presence"
             assert row["nouns"] == question.nouns[0]
             assert row["target_share"] == sample.picture.share(question.nouns[0])
+            assert row["named"] == 0 or kind == "misleading" and question.answer == "No"
             assert (row["target_share"] > 0) == (question.answer == "Yes")
             yes, no = row["log_likelihoods"]
             assert row["predicted"] == ("yes" if yes > no else "no")
@@ -251,8 +252,7 @@ def test_greedy_agreement_counts_only_what_was_asked(lvlm, presence, store):
 
 CHANGED = {"model": "x", "revision": "x", "dtype": "bfloat16", "attention": "eager",
            "context_kind": "other_images", "context_length": 9, "image": "blank", "seed": 1,
-           "greedy": 1,
-           "code": 999}
+           "greedy": 1, "misleading": 2, "code": 999}
 
 
 def test_any_changed_field_of_a_condition_changes_its_hash(lvlm):
@@ -272,7 +272,7 @@ def test_the_same_condition_is_read_and_a_changed_one_measured(lvlm, presence, s
                     "F")
     assert again.equals(first) and fed == []
     for change in (dict(context_kind="other_images"), dict(context_length=9), dict(image="blank"),
-                   dict(seed=1), dict(greedy=1)):
+                   dict(seed=1), dict(greedy=1), dict(misleading=2)):
         setting = dict(context_kind="same_image", context_length=8) | change
         measure(lvlm, presence, [condition(lvlm, **setting)], store, "F")
         assert fed, change

@@ -291,8 +291,9 @@ def test_no_reply_says_a_sentence_twice():
 
 def test_fixed_phrases_name_no_noun():
     fixed = [line for pair in dialogues.CHAT for lines in pair for line in lines]
-    fixed += [*dialogues.BACKGROUNDS.values(), *dialogues.PLACE_NAMES.values(), *dialogues.LEADS,
-              *dialogues.YES, *dialogues.NO, *dialogues.POSITIONS, dialogues.QUESTION_LEAD]
+    fixed += [*dialogues.BACKGROUNDS.values(), *dialogues.PLACE_NAMES.values(),
+              *dialogues.NOT_SHOWN, *dialogues.YES, *dialogues.NO, *dialogues.POSITIONS,
+              dialogues.LEAD_AT_START, dialogues.LEAD_ELSEWHERE]
     fixed += [line for lines in TEMPLATES.values() for line in sum(lines, [])]
     assert {line: found for line in fixed if (found := named(line))} == {}
 
@@ -349,11 +350,32 @@ def test_same_is_about_this_scene_and_other_about_others():
     same = context_text("same_image", scene, {"cow": True, "tree": False}, 0, 60)
     assert {"pig", "car"} <= named(same) and "I see no pig" not in same
     assert set(re.findall("makes me think of (.+)\\.", same)) == {"a farm"}
-    assert "It is plain." not in same and not any(lead in same for lead in dialogues.LEADS)
+    assert "It is plain." not in same and not any(lead in same for lead in dialogues.NOT_SHOWN)
     other = context_text("other_images", scene, {"cow": True, "tree": False}, 0, 60)
     assert len(set(re.findall("makes me think of (.+)\\.", other))) > 5
     assert all(line.count("picture") or line.count("image") for line in other.splitlines()[:1])
-    assert sum(other.count(lead) for lead in dialogues.LEADS) == 60  # each says that it is another
+    assert sum(other.count(lead) for lead in dialogues.NOT_SHOWN) == 60  # each says so
+
+
+def named_by_reply(text) -> dict:
+    """How many replies of a context name each noun."""
+    replies = [line for line in text.splitlines() if line.startswith("Assistant")]
+    return Counter(noun for line in replies for noun in named(line))
+
+
+def test_a_noun_misleads_as_often_however_many_are_asked():
+    """One misleading sentence a dialogue, three nouns in turn: each in every third dialogue."""
+    scene = scenes.compose("evaluation", 3)
+    absent = [n for n in scenes.GLYPHS if n not in scene.counts][:4]
+    for count, each in ((1, 20), (2, 20), (3, 20), (4, 15)):
+        asked = dict.fromkeys(absent[:count], False)
+        found = named_by_reply(context_text("misleading", scene, asked, 5, 60))
+        assert [found[noun] for noun in absent[:count]] == [each] * count
+    blocks = dialogues.context_blocks("misleading", scene, dict.fromkeys(absent[:3], False), 5,
+                                      misleading=2)
+    found = named_by_reply("".join(islice(blocks, 60)))
+    assert [found[noun] for noun in absent[:3]] == [40] * 3
+
 
 
 @pytest.mark.parametrize("kind", CONTEXT_KINDS)

@@ -136,7 +136,7 @@ def test_contexts_are_made_of_its_own_dialogues(tiny, samples, kind):
             assert len(prompts.context(tiny.tokenizer, kind, sample, length)) == length
         ids = prompts.context(tiny.tokenizer, kind, sample, 600)
         lines = tiny.tokenizer.decode(ids).splitlines()[1:]  # the first is cut
-        told = [re.sub("|".join(dialogues.LEADS), "", line.partition(": ")[2]).strip()
+        told = [re.sub("|".join(dialogues.NOT_SHOWN), "", line.partition(": ")[2]).strip()
                 for line in lines]
         strange = [line for line in told if line not in said]
         absent = [noun for noun, present in sample.asked.items() if not present]

@@ -210,7 +210,7 @@ def test_all_instruments_see_the_same_questions(base, made):
                     for n in range(2_000)] for name, instrument in INSTRUMENTS.items()}
     assert drawn["short"] == drawn["s"] == drawn["far"]
     share = {kind: drawn["s"].count(kind) / 2_000 for kind in KINDS}
-    wanted = dict(image=2 / 3 * 7 / 8, several=2 / 3 / 8, text=1 / 4, long=1 / 12)
+    wanted = dict(image=7 / 16, several=1 / 16, text=3 / 8, long=1 / 8)
     assert share == pytest.approx(wanted, abs=0.03)
 
 
@@ -232,11 +232,11 @@ def test_leads_say_which_image_and_that_others_are_not_shown(base):
             texts.update(line for ids in packed.ids
                          for line in re.findall(r"About the [a-z ]+: |User: [^.]+\.",
                                                 base.tokenizer.decode(ids)))
-    plain, start = texts[dialogues.QUESTION_LEAD], texts[ladder.AT_START]
+    plain, start = texts[dialogues.LEAD_ELSEWHERE], texts[dialogues.LEAD_AT_START]
     assert plain > 100 and start > 50
-    assert any(texts["User: " + lead] for lead in dialogues.LEADS)
-    assert any(texts["User: " + lead] for lead in ladder.NOT_SHOWN)
-    named = [noun for noun in scenes.GLYPHS for lead in ladder.NOT_SHOWN
+    assert any(texts["User: " + lead] for lead in ladder.EARLIER_LEADS)
+    assert any(texts["User: " + lead] for lead in dialogues.NOT_SHOWN)
+    named = [noun for noun in scenes.GLYPHS for lead in dialogues.NOT_SHOWN
              if re.search(rf"\b{noun}\b", lead)]
     assert not named
 
@@ -301,7 +301,7 @@ def test_the_answer_is_that_of_the_picture_named(dialogue_rows):
             word = lead.split()[2]
             n = {"first": 0, "image": 0, "second": 1, "third": 2, "last": -1}[word]
             own = pictures[n]
-            assert (lead == ladder.AT_START) == (word == "image")
+            assert (lead == dialogues.LEAD_AT_START) == (word == "image")
             nouns = [noun for noun in scenes.NOUNS if re.search(rf"\ban? {noun}\b", question)]
             if answer in ("Yes", "No"):
                 (noun,) = nouns

@@ -13,7 +13,7 @@ from vdp_utils.attention.tokens import SLOT, Kind, pieces
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues
-from vdp_utils.sources.dialogues import Question
+from vdp_utils.sources.dialogues import LEAD_AT_START, LEAD_ELSEWHERE, Question
 from vdp_utils.sources.samples import PICTURES, Sample
 
 # where in the context the text description stands
@@ -112,11 +112,16 @@ def text_description(tokenizer, sample: Sample, seed: int = 0) -> np.ndarray:
     return np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
 
 
-def asking(lvlm: LVLM, question: Question, with_image: bool = True,
-           lead: str = dialogues.QUESTION_LEAD) -> Prompt:
-    """The question's tokens and the template's end, up to where the answer begins."""
+def asking(lvlm: LVLM, question: Question, image: str = "own", lead: str | None = None) -> Prompt:
+    """The question's tokens and the template's end, up to where the answer begins.
+
+    `lead` says which image is meant: by default the one at the start, or the only one where
+    `image`, as in `shared_prefix`, is a text description amid or after the context.
+    """
+    if lead is None:
+        lead = LEAD_ELSEWHERE if PLACES.get(image) else LEAD_AT_START
     ids = lvlm.tokenizer(lead + question.text, add_special_tokens=False).input_ids
-    return join(_part(ids, Kind.QUESTION), _closing(lvlm, with_image))
+    return join(_part(ids, Kind.QUESTION), _closing(lvlm, image in PICTURES))
 
 
 @lru_cache(maxsize=8)
@@ -173,19 +178,20 @@ def check_length(lvlm: LVLM, length: int, start: int | None = None) -> None:
 
 
 def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int = 0,
-                  image: str = "own") -> Prompt:
+                  image: str = "own", misleading: int = 1) -> Prompt:
     """What all questions of a sample share: template, image, and `length` tokens of context.
 
     `image` is `own`, `blank` (mid-grey), `swapped` (a picture with none of the asked nouns), `none`
     (no image tokens), or the picture's text description: before the context (`text`), between turns
     in its middle (`text_middle`) or after it (`text_last`). Its tokens are of kind IMAGE, whose
-    place they take, and no part of the context's length.
+    place they take, and no part of the context's length. `misleading`: see
+    `dialogues.context_blocks`.
     """
     check_image(image)
     start = opening(lvlm, sample.image(image) if image in PICTURES else None)
     described = text_description(lvlm.tokenizer, sample, seed) if image in PLACES else []
     check_length(lvlm, length, len(start) + len(described))
-    text = context(lvlm.tokenizer, kind, sample, length, seed)
+    text = context(lvlm.tokenizer, kind, sample, length, seed, misleading=misleading)
     at = turn_start(lvlm.tokenizer, text, PLACES.get(image, 0.0))
     return join(start, _part(text[:at], Kind.CONTEXT), _part(described, Kind.IMAGE),
                 _part(text[at:], Kind.CONTEXT))

@@ -19,7 +19,7 @@ from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues
-from vdp_utils.sources.samples import PICTURES, Sample
+from vdp_utils.sources.samples import Sample
 
 CODE_VERSION = 3  # raise it when a change here, or in prompts or dialogues, changes a row
 
@@ -37,6 +37,7 @@ class Condition:
     image: str = "own"  # or what stands in its place: see prompts.shared_prefix
     seed: int = 0
     greedy: int = 0  # of each sample's questions, how many are also answered greedily
+    misleading: int = 1  # sentences a dialogue of the context, where its kind has them
     code: int = CODE_VERSION
 
     def keys(self, sample: Sample) -> list[str]:
@@ -45,14 +46,14 @@ class Condition:
 
 
 def condition(lvlm: LVLM, context_kind: str, context_length: int, image: str = "own",
-              seed: int = 0, greedy: int = 0) -> Condition:
+              seed: int = 0, greedy: int = 0, misleading: int = 1) -> Condition:
     """A condition under a model. Raises VDPError for one that the model cannot be put under."""
     dialogues.check_context_kind(context_kind)
     prompts.check_image(image)
     prompts.check_length(lvlm, context_length)
     attention = lvlm.model.config.get_text_config()._attn_implementation
     return Condition(lvlm.name, lvlm.revision, str(lvlm.dtype).removeprefix("torch."),
-                     attention, context_kind, context_length, image, seed, greedy)
+                     attention, context_kind, context_length, image, seed, greedy, misleading)
 
 
 def presence_conditions(lvlm: LVLM, kinds, lengths, images=("own",)) -> list[Condition]:
@@ -74,10 +75,11 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     counts template_tokens, image_tokens (or of the text description in its place),
     context_tokens, question_tokens; options and their log_likelihoods
     (nats), answer, predicted, correct; margin (log-likelihood of the answer minus that of the
-    best other option), greedy (text, "" where not asked), target_share (share of the image that
-    the asked noun fills), seconds (the sample's wall time, divided among its questions), and what
-    the answer position attends to: attention, layers x 4 (`Kind`, heads' mean), and head_image,
-    layers x heads (on the image), both flattened float16.
+    best other option), greedy (text, "" where not asked), named (how many of the context's lines
+    name the asked noun: two a misleading sentence, its question and its answer), target_share
+    (share of the image that the asked noun fills), seconds (the sample's wall time, divided among
+    its questions), and what the answer position attends to: attention, layers x 4 (`Kind`, heads'
+    mean), and head_image, layers x heads (on the image), both flattened float16.
     """
     conditions = list(conditions)
     if not conditions or not samples:
@@ -114,7 +116,7 @@ def place(sample: Sample, number: int, one: Condition) -> dict:
 def prefix_of(lvlm: LVLM, sample: Sample, one: Condition) -> Prompt:
     """What all questions of a sample share under a condition."""
     return prompts.shared_prefix(lvlm, sample, one.context_kind, one.context_length, one.seed,
-                                 one.image)
+                                 one.image, one.misleading)
 
 
 def last_rows(recording) -> list[torch.Tensor]:
@@ -127,11 +129,11 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
     """Rows of one sample. With `share`, its questions continue one cached prefix."""
     started = time.perf_counter()
     prefix = prefix_of(lvlm, sample, one)
-    with_image = one.image in PICTURES
+    said = lvlm.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.CONTEXT])
     cache = prefill(lvlm, prefix) if share else None
     rows = []
     for number, question in enumerate(sample.questions):
-        asking = prompts.asking(lvlm, question, with_image)
+        asking = prompts.asking(lvlm, question, one.image)
         with record(lvlm.model, mass="last", kinds=kinds_of(lvlm, prefix, asking)) as recording:
             scores = score(lvlm, prefix, cache, asking, question.options)
         counts = torch.bincount(kinds_of(lvlm, prefix, asking)[0].long(), minlength=len(Kind))
@@ -141,6 +143,7 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
             **place(sample, number, one), kind=question.kind, nouns="/".join(question.nouns),
             image=one.image, **{f"{kind.name.lower()}_tokens": int(counts[kind]) for kind in Kind},
             **judged(question, scores), greedy=greedy,
+            named=sum(question.nouns[0] in line for line in said.splitlines()),
             target_share=sample.picture.share(question.nouns[0]), seconds=0.0,
             attention=halves(mass.mean(1)), head_image=halves(mass[..., Kind.IMAGE])))
     for row in rows:
@@ -256,8 +259,9 @@ def answer(lvlm: LVLM, image: Image.Image | str | None, question: str, context: 
     words = prompts.words(lvlm, context)
     prompts.check_length(lvlm, len(words), len(start))
     asked = dialogues.Question("free", question, "", (), ())
+    which, lead = ("own", None) if image is not None else ("none", "")
     return generate(lvlm, prompts.join(start, words), None,
-                    prompts.asking(lvlm, asked, image is not None), max_new_tokens)
+                    prompts.asking(lvlm, asked, which, lead), max_new_tokens)
 
 
 def greedy_agreement(rows: pd.DataFrame) -> tuple[float, int]:

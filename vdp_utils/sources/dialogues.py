@@ -6,6 +6,7 @@ Dialogues use the schema of the released SVIT files (Zhao et al., arXiv 2307.040
 
 import json
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ TEMPLATES = {
 }
 ROLES = {"user": "user", "human": "user", "gpt": "gpt", "assistant": "gpt"}
 QUESTION_KINDS = ("presence", "position", "relation", "counting", "naming", "description")
-QUESTION_LEAD = "About the image: "
+LEAD_AT_START = "About the image shown at the start: "
+LEAD_ELSEWHERE = "About the image: "  # of a text description amid or after the context
 
 IRREGULAR = dict(sheep="sheep", fish="fish", deer="deer", knife="knives", wolf="wolves",
                  leaf="leaves", tomato="tomatoes")
@@ -103,8 +105,10 @@ PLACE_NAMES = dict(kitchen="a kitchen", market="a market", street="a street", fa
                    sea="the sea", desk="an office", garden="a garden", savannah="the savannah",
                    forest="a forest", bedroom="a home", wardrobe="a wardrobe",
                    workshop="a workshop", stage="a stage", sky="the open air")
-LEADS = ["Now a different picture.", "Here is another picture.", "Next picture, please.",
-          "Let us turn to another image.", "Another image now."]
+NOT_SHOWN = ["Now a picture that is not shown here.", "Here is what was said of another picture, "
+             "which is not shown.", "The next picture is not shown here.",
+             "Now about a picture that you cannot see.", "Another image, not shown here."]
+NAMED = 3  # places at least that take turns in misleading sentences, one for each asked noun
 
 
 @dataclass(frozen=True)
@@ -326,25 +330,29 @@ def check_context_kind(kind: str) -> None:
         raise VDPError(f"unknown context kind {kind!r}: choose one of {', '.join(CONTEXT_KINDS)}")
 
 
-def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, leads=LEADS):
-    """Endless pieces of context text, nearest to the question first.
+def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, leads=NOT_SHOWN,
+                   misleading: int = 1):
+    """Endless pieces of context text, nearest to the question first; a dialogue each.
 
-    `asked` maps every noun that will be asked to whether the picture shows it. `same_image` talks
+    `asked` maps every noun that may be asked to whether the picture shows it. `same_image` talks
     about this picture and `other_images` about others, and neither names an asked noun, so neither
-    states the answer. `misleading` is `other_images` with the asked nouns that the picture lacks
-    affirmed of other pictures. Dialogues about others open with one of `leads`. Longer contexts
-    extend shorter ones at the far end.
+    states the answer. `misleading` is `other_images` with `misleading` sentences per dialogue, each
+    of which affirms of another picture a noun that this one lacks: the asked ones in turn. Where
+    they are fewer than NAMED, some turns name none, so that a noun is named as often however many
+    are asked. Dialogues about others open with one of `leads`. Longer contexts extend shorter ones
+    at the far end.
     """
     check_context_kind(kind)
     rng = np.random.default_rng(seed)
     absent = [noun for noun, present in asked.items() if not present]
+    absent += [None] * (NAMED - len(absent))
+    turns = cycle([absent[n] for n in rng.permutation(len(absent))] if kind == "misleading" else [])
     while True:
         if kind == "same_image":
             yield as_text(picture.dialogue(rng, 4, asked))
             continue
         record = picture.other(rng).dialogue(rng, int(rng.integers(3, 6)), asked)
-        if kind == "misleading" and absent:
-            noun = _pick(rng, absent)
+        for noun in filter(None, islice(turns, misleading)):
             at = 2 * int(rng.integers(len(record["conversations"]) // 2 + 1))
             record["conversations"][at:at] = [
                 {"from": "user", "value": _template(rng, "presence", False).format(a=a(noun))},

@@ -15,10 +15,15 @@ PICTURES = ("own", "blank", "swapped")
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture and the questions that are asked about it."""
+    """One picture and the questions that are asked about it.
+
+    Contexts and swapped pictures heed the `unasked` questions too, so that they do not change with
+    how many are asked.
+    """
 
     picture: Picture
     questions: tuple[Question, ...]
+    unasked: tuple[Question, ...] = ()
 
     @property
     def image_id(self) -> str:
@@ -26,8 +31,14 @@ class Sample:
 
     @property
     def asked(self) -> dict[str, bool]:
-        """Every noun a question names -> whether the picture shows it."""
-        return {n: n in self.picture.counts for q in self.questions for n in q.nouns}
+        """Every noun a question names, asked or not -> whether the picture shows it."""
+        questions = (*self.questions, *self.unasked)
+        return {n: n in self.picture.counts for n in sorted(n for q in questions for n in q.nouns)}
+
+    def ask(self, *questions: Question) -> "Sample":
+        """The same sample with only these of its questions asked."""
+        rest = tuple(q for q in (*self.questions, *self.unasked) if q not in questions)
+        return replace(self, questions=questions, unasked=rest)
 
     def image(self, which: str = "own") -> Image.Image:
         """The picture, a mid-grey one, or another with none of the asked nouns; all of one size."""
@@ -71,14 +82,14 @@ def ask_presence(picture: Picture, pairs: int = 3, held_out: bool = False, among
 
 def one_question(samples: list[Sample]) -> list[Sample]:
     """The samples with their first question only."""
-    return [replace(sample, questions=sample.questions[:1]) for sample in samples]
+    return [sample.ask(sample.questions[0]) for sample in samples]
 
 
 def one_pair(samples: list[Sample]) -> list[Sample]:
     """The samples with their first yes- and their first no-question."""
     firsts = [[next(q for q in sample.questions if q.answer == answer) for answer in ("Yes", "No")]
               for sample in samples]
-    return [replace(sample, questions=tuple(pair)) for sample, pair in zip(samples, firsts)]
+    return [sample.ask(*pair) for sample, pair in zip(samples, firsts)]
 
 
 def question_samples(split: str, count: int, kind: str, per_image: int = 3) -> list[Sample]:

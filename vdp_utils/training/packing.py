@@ -123,7 +123,7 @@ class PackedDialogues(IterableDataset):
         answers = [tokenizer(q.answer, add_special_tokens=False).input_ids
                    + [tokenizer.eos_token_id] for q in asked]
         return np.concatenate([start, text]), [
-            (prompts.asking(self.lvlm, q, image).input_ids, x, q.kind)
+            (prompts.asking(self.lvlm, q, "own" if image else "text").input_ids, x, q.kind)
             for q, x in zip(asked, answers)]
 
     def opening(self, image: bool) -> np.ndarray:

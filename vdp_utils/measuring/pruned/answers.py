@@ -12,7 +12,7 @@ from vdp_utils.measuring.measure import (halves, judged, kinds_of, last_rows, pr
 from vdp_utils.measuring.pruned.conditions import (NONE, AnswerCondition, pruned_around,
                                                    pruned_place)
 from vdp_utils.measuring.pruned.unpruned import Unpruned
-from vdp_utils.sources.samples import PICTURES, Sample
+from vdp_utils.sources.samples import Sample
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
         prefix.kinds[prefix.kinds == Kind.IMAGE] = Kind.CONTEXT
     rows = []
     for number, question in enumerate(sample.questions):
-        asking = prompts.asking(lvlm, question, one.image in PICTURES)
+        asking = prompts.asking(lvlm, question, one.image)
         first = Unpruned(lvlm, prompts.join(prefix, asking), one.layer, question)
         context = int((first.kinds == Kind.CONTEXT).sum())
         found = [(NONE, 0.0, *first.answer, context)]

@@ -104,7 +104,7 @@ def pruned_place(sample: Sample, number: int, one: AnswerCondition, strategy: st
 def asked(lvlm: LVLM, sample: Sample, one: PrunedCondition, question
           ) -> tuple[dict, torch.Tensor]:
     """A question's whole prompt as inputs of the model, and its token kinds (1, L)."""
-    whole = prompts.join(prefix_of(lvlm, sample, one), prompts.asking(lvlm, question))
+    whole = prompts.join(prefix_of(lvlm, sample, one), prompts.asking(lvlm, question, one.image))
     inputs = prompts.tensors(whole, lvlm.device)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return inputs, kinds_of(lvlm, whole).long()
