@@ -16,7 +16,7 @@ from vdp_utils.sources import dialogues
 from vdp_utils.sources.dialogues import Question
 from vdp_utils.sources.samples import PICTURES, Sample
 
-PLACES = {"words": 0.0, "words_middle": 0.5, "words_last": 1.0}  # where in the context it is told
+PLACES = {"text": 0.0, "text_middle": 0.5, "text_last": 1.0}  # where in the context it is told
 IMAGES = (*PICTURES, "none", *PLACES)
 QUESTION_ROOM = 64  # tokens kept free for a question and its answer
 
