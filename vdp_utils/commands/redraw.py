@@ -12,7 +12,7 @@ import pandas as pd
 from vdp_utils import figures, paths
 from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (NEUTRAL_AND_LURING, PRESENCE, attention, concentration, cost,
+from vdp_utils.findings import (OTHER_AND_MISLEADING, PRESENCE, attention, concentration, cost,
                                 decline, priors, proportion, ranking, recovery, text_control)
 from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.measuring.store import ResultStore
@@ -68,9 +68,9 @@ class Stored:
         return pd.concat([self.store.read(finding, one) for one in found], ignore_index=True)
 
     def told(self, *images: str) -> pd.DataFrame:
-        """Presence rows of the context kinds that every image stands behind; these must be."""
+        """Presence rows of the context kinds that were measured with every image; these must be."""
         rows = self.rows(PRESENCE, images)
-        return rows[rows["context_kind"].isin(NEUTRAL_AND_LURING)]
+        return rows[rows["context_kind"].isin(OTHER_AND_MISLEADING)]
 
     def own(self) -> pd.DataFrame:
         """Presence rows about the sample's own image."""
@@ -87,10 +87,12 @@ def f1(stored: Stored):
 
 
 def f2(stored: Stored):
-    told = stored.told("own", "words")
+    told = stored.told(*text_control.IMAGES)
+    both = told[told["image"].isin(text_control.IMAGES)]
     yield "fig02_text_only_control", figures.text_control(
-        text_control.summary(told[told["image"].isin(text_control.IMAGES)]),
-        text_control.places(told[told["context_kind"] == "other"]), stored.trained, stored.model)
+        text_control.summary(both),
+        text_control.places(told[told["context_kind"] == "other_images"]),
+        text_control.tests(both), stored.trained, stored.model)
 
 
 def f3(stored: Stored):
@@ -102,13 +104,15 @@ def f3(stored: Stored):
 def f4(stored: Stored):
     own = stored.own()
     yes = proportion.yes_questions(own, presence_samples("evaluation", own["image_id"].nunique()))
+    fits = proportion.fits(yes)
     yield "fig04_target_proportion", figures.proportion(
-        proportion.summary(yes), proportion.curves(yes), proportion.SHOWN, stored.model)
+        proportion.summary(yes, fits), proportion.curves(yes, fits), proportion.SHOWN,
+        stored.model)
 
 
 def f5(stored: Stored):
     own = stored.own()
-    neutral = own[own["context_kind"] == "other"]
+    neutral = own[own["context_kind"] == "other_images"]
     layers = attention.by_layer(neutral)
     yield "fig05_attention_distribution", figures.attention(
         attention.summary(layers), attention.heat(layers, "mass_image"),
