@@ -199,7 +199,7 @@ def break_even(table: pd.DataFrame) -> pd.DataFrame:
 def sharing_table(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> pd.DataFrame:
     """Seconds for one prefill, and for six questions behind it: each alone, and sharing a cache."""
     sample = next(s for s in presence_samples("evaluation", 20) if len(s.questions) == 6)
-    one, prefix = condition(lvlm, "other_images", length), prompts.shared_prefix(lvlm, sample, "other_images",
+    one, prefix = condition(lvlm, "other", length), prompts.shared_prefix(lvlm, sample, "other",
                                                                           length)
     times = alternate(repeats, prefill=lambda: prefill(lvlm, prefix),
                       alone=lambda: measure_sample(lvlm, sample, one, share=False),

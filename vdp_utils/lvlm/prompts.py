@@ -17,7 +17,7 @@ from vdp_utils.sources import dialogues
 from vdp_utils.sources.dialogues import Question
 from vdp_utils.sources.samples import PICTURES, Sample
 
-PLACES = {"text": 0.0, "text_middle": 0.5, "text_last": 1.0}  # where in the context it is told
+PLACES = {"words": 0.0, "words_middle": 0.5, "words_last": 1.0}  # where in the context it is told
 IMAGES = (*PICTURES, "none", *PLACES)
 LOOKS = {  # kind -> style of its tokens in `show`: the line below tells them apart without colour
     Kind.IMAGE: "background:#cfe8f7;border-bottom:3px double #0072b2",

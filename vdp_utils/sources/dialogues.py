@@ -13,7 +13,7 @@ import numpy as np
 from vdp_utils.errors import VDPError
 from vdp_utils.sources.pictures import Item, Picture
 
-CONTEXT_KINDS = ("same_image", "other_images", "misleading")
+CONTEXT_KINDS = ("same", "other", "mentions")
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("one", "two", "three", "four")
 MIDLINE_GAP = 0.08  # a position is asked only where the box centre is this far from both midlines
@@ -339,11 +339,11 @@ def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, le
     rng = np.random.default_rng(seed)
     lure = [noun for noun, present in asked.items() if not present]
     while True:
-        if kind == "same_image":
+        if kind == "same":
             yield as_text(picture.dialogue(rng, 4, asked))
             continue
         record = picture.other(rng).dialogue(rng, int(rng.integers(3, 6)), asked)
-        if kind == "misleading" and lure:
+        if kind == "mentions" and lure:
             noun = _pick(rng, lure)
             at = 2 * int(rng.integers(len(record["conversations"]) // 2 + 1))
             record["conversations"][at:at] = [

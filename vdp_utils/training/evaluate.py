@@ -21,7 +21,7 @@ def naming_f1(lvlm: LVLM, samples: list[Sample]) -> stats.Estimate:
     """F1 of the nouns in the greedy answer against those in the scene, mean over images."""
     scores = []
     for sample in tqdm(samples, desc="naming"):
-        prefix = prompts.shared_prefix(lvlm, sample, "same_image", 0)
+        prefix = prompts.shared_prefix(lvlm, sample, "same", 0)
         text = generate(lvlm, prefix, None, prompts.asking(lvlm, sample.questions[0]), MAX_NAMES)
         found = {re.sub("^an? ", "", name.strip()) for name in text.split(",")} - {""}
         true = set(sample.picture.counts)
@@ -42,7 +42,7 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
     """
     lines = []
 
-    def presence(setting, split="evaluation", kind="same_image", length=0, image="own", **options):
+    def presence(setting, split="evaluation", kind="same", length=0, image="own", **options):
         samples = enough(presence_samples(split, questions, **options), questions)
         rows = measure(lvlm, samples, [condition(lvlm, kind, length, image)], store,
                        "presence_" + setting.replace(" ", "_").replace(",", ""))
@@ -53,16 +53,16 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
     presence("image blanked", image="blank")
     presence("image swapped", image="swapped")
     for length in GAPS[1:]:
-        presence(f"scene in words, {length} tokens", kind="other_images", length=length, image="text")
+        presence(f"scene in words, {length} tokens", kind="other", length=length, image="words")
     presence("image, 512 tokens about this image", length=512)
-    presence("image, 512 tokens about others", kind="other_images", length=512)
+    presence("image, 512 tokens about others", kind="other", length=512)
     presence("held-out templates", held_out=True)
     presence("held-out backgrounds", split="evaluation_backgrounds")
     presence("held-out nouns", split="evaluation_nouns")
     for kind, image in (("position", "own"), ("position", "blank"), ("relation", "own"),
                         ("counting", "own")):
         samples = enough(question_samples("evaluation", questions, kind), questions)
-        rows = measure(lvlm, samples, [condition(lvlm, "same_image", 0, image)], store, kind)
+        rows = measure(lvlm, samples, [condition(lvlm, "same", 0, image)], store, kind)
         lines.append(dict(skill=kind, setting="image" if image == "own" else "image blanked",
                           measure="accuracy", **vars(stats.mean_estimate(rows, "correct"))))
     samples = enough(presence_samples("evaluation", questions), questions)

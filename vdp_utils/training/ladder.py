@@ -162,8 +162,8 @@ class Further(IterableDataset):
         own = rng.random() < 0.5
         # a dialogue about this scene may speak of half the asked nouns, as dialogues do
         quiet = tuple(q for q in asked if q.kind == "presence" and rng.random() < 0.5)
-        about, seed = "same_image" if image and own else "other_images", int(rng.integers(2**31))
-        sample = Sample(scene, quiet if about == "same_image" else ())
+        about, seed = "same" if image and own else "other", int(rng.integers(2**31))
+        sample = Sample(scene, quiet if about == "same" else ())
         text = prompts.context(tokenizer, about, sample, length, seed,
                                leads=[*LEADS, *NOT_SHOWN])
         start = len(opening := self.opening(image))
@@ -283,7 +283,7 @@ def presence_by_gap(lvlm: LVLM, samples: list[Sample], image: bool) -> pd.DataFr
     """
     tables, ends = [], [lvlm.tokenizer.eos_token_id]
     for sample in samples:
-        prefix = prompts.shared_prefix(lvlm, sample, "other_images", 0, image="own" if image else "text")
+        prefix = prompts.shared_prefix(lvlm, sample, "other", 0, image="own" if image else "words")
         asked = [(prompts.asking(lvlm, q, image).input_ids,
                   prompts.option_ids(lvlm, q.answer) + ends, q.kind)
                  for q in sample.questions for _ in GAPS]

@@ -112,10 +112,10 @@ class PackedDialogues(IterableDataset):
             start = self.opening(True)
             # a dialogue about this scene may speak of half the asked nouns, as dialogues do
             quiet = [q for q in asked if q.kind == "presence" and rng.random() < 0.5]
-            kind = ("same_image", "other_images")[rng.integers(2)]
-            sample = Sample(scene, tuple(quiet) if kind == "same_image" else ())
+            kind = ("same", "other")[rng.integers(2)]
+            sample = Sample(scene, tuple(quiet) if kind == "same" else ())
         else:
-            start, kind, sample = self.opening(False), "other_images", Sample(scene, ())
+            start, kind, sample = self.opening(False), "other", Sample(scene, ())
         seed = int(rng.integers(2**31))
         words = prompts.context(tokenizer, kind, sample, context, seed)
         if not image:
