@@ -16,8 +16,8 @@ def asked(images, questions, **more):
                         for image in range(images) for number in range(questions))
 
 
-def one_question(probabilities, image_id="i0", question_id="0", answer="yes", kind="other_images",
-                 length=0, scale=1.0):
+def one_question(probabilities, image_id="i0", question_id="0", answer="yes",
+                 kind="other_images", length=0, scale=1.0):
     """Rows of one question from the chance of "yes" under each image."""
     lines = []
     for image, yes in probabilities.items():

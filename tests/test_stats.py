@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import special
 from scipy import stats as scipy_stats
 
 from vdp_utils import stats
@@ -650,7 +649,7 @@ def test_rank_correlation_s_interval_is_scipys_over_images():
 
 def test_each_resample_is_ranked_anew(monkeypatch):
     rows, caught = correlated(6, images=8, rounded=0), []
-    monkeypatch.setattr(stats, "bca", lambda *given: caught.append(given) or (0, 0, 0))
+    monkeypatch.setattr(stats, "bca", lambda *given, **_: caught.append(given) or (0, 0, 0))
     stats.rank_correlation(rows, "x", "y")
     ((statistic, images),) = caught
     drawn = np.random.default_rng(0).choice(images, (3, 5, 8))
@@ -695,32 +694,56 @@ def test_ranks_of_drawn_images_are_those_of_values_repeated(data):
         np.testing.assert_allclose(np.repeat(ranks, times) + 0.5, expected)
 
 
-# ---- regression
+# ---- slope
 
 
-def test_logistic_regression_maximises_the_penalised_likelihood():
-    rng = np.random.default_rng(0)
-    x = np.column_stack([rng.normal(size=(300, 2)), np.ones(300)])
-    y = (rng.random(300) < special.expit(x @ [1.0, -0.5, 0.3])).astype(float)
-    weights = rng.integers(0, 3, (4, 300)).astype(float)
-    found = stats.regression(x, y, weights)
-    for line, w in zip(found, weights):
-        gradient = (w * (y - special.expit(x @ line))) @ x - 1e-3 * line
-        assert np.abs(gradient).max() < 1e-4
-    assert found[0] == pytest.approx([1.0, -0.5, 0.3], abs=0.5)
+def sized(seed, images=40, effect=0.1, crowding=0.0, spread=0.3):
+    """Rows in which y is `effect` times x and `crowding` times z, which goes with x; x and y also
+    have something of their image's."""
+    rng, lines = np.random.default_rng(seed), []
+    for image in range(images):
+        z, own, luck = rng.normal(), rng.normal(), rng.normal()
+        for _ in range(3):
+            x = z + own + rng.normal()
+            lines.append(dict(image_id=f"i{image:02d}", x=x, z=z,
+                              y=effect * x + crowding * z + spread * (luck + rng.normal())))
+    return pd.DataFrame(lines)
 
 
-def test_least_squares_is_numpys():
-    rng = np.random.default_rng(1)
-    x, y = rng.normal(size=(50, 3)), rng.normal(size=50)
-    (found,) = stats.regression(x, y, np.ones((1, 50)), logistic=False)
-    assert found == pytest.approx(np.linalg.lstsq(x, y)[0], abs=1e-6)
+@pytest.mark.parametrize("given", [(), ("z",)])
+def test_slope_is_least_squares_and_what_images_add_sums_to_it(given, monkeypatch):
+    rows, flipped = sized(0, crowding=0.4), []
+    monkeypatch.setattr(stats, "sign_flip", lambda values: flipped.append(values) or 0.5)
+    found = stats.slope(rows, "y", "x", given)
+    columns = np.column_stack([rows[["x", *given]], np.ones(len(rows))])
+    assert found.effect.value == pytest.approx(np.linalg.lstsq(columns, rows["y"])[0][0])
+    assert np.mean(flipped) == pytest.approx(found.effect.value) and np.shape(flipped) == (1, 40)
+    assert (found.effect.n_images, found.effect.n_rows, found.p) == (40, 120, 0.5)
 
 
-def test_separated_answers_give_a_finite_slope():
-    x = np.column_stack([np.arange(10.0) - 4.5, np.ones(10)])
-    (found,) = stats.regression(x, (x[:, 0] > 0).astype(float), np.ones((1, 10)))
-    assert np.isfinite(found).all() and found[0] > 1
+def test_slope_lays_what_goes_with_a_given_column_to_that():
+    rows = sized(1, images=150, effect=0.0, crowding=0.4)
+    alone, beside = stats.slope(rows, "y", "x"), stats.slope(rows, "y", "x", ["z"])
+    assert alone.effect.low > 0 and alone.p < 0.05
+    assert beside.effect.low < 0 < beside.effect.high and beside.p > 0.05
+
+
+def test_slope_resamples_whole_images():
+    rows = sized(2)
+    once, tenfold = (stats.slope(part, "y", "x").effect for part in (rows, pd.concat([rows] * 10)))
+    assert numbers(tenfold) == pytest.approx(numbers(once), rel=1e-6)
+
+
+def test_slope_keeps_its_level_though_rows_of_an_image_are_alike(monkeypatch):
+    monkeypatch.setattr(stats, "over_images", lambda *_: None)
+    monkeypatch.setattr(stats, "RESAMPLES", 199)
+    false = [stats.slope(sized(seed, effect=0.0), "y", "x").p < 0.05 for seed in range(300)]
+    assert 0.02 < np.mean(false) < 0.09
+
+
+def test_slope_needs_a_column_that_varies():
+    with pytest.raises(VDPError, match=r"x does not vary beside \['z', 1\]"):
+        stats.slope(sized(3).assign(x=lambda rows: 2 * rows["z"] + 1), "y", "x", ["z"])
 
 
 # ---- verdicts
@@ -768,6 +791,12 @@ def test_judge_by_the_scheme():
     # a significant effect whose end is not above chance does not speak for the claim
     assert word(up, up, holds=[True, False]) == "partly"
     assert word(up, holds=[False]) == "inconclusive"
+
+
+def test_each_cell_may_have_its_own_smallest_effect_of_interest():
+    table = stats.family(cells((0.01, 0.6), (0.2, 0.3), (0.01, 0.6), limit=["", "", "floor"]))
+    assert stats.judge(table, pd.Series([0.05, 0.3, 0.0])) == "not reproduced"
+    assert stats.judge(table, pd.Series([0.3, 0.05, 0.3])) == "inconclusive"
 
 
 def test_a_family_is_corrected_over_the_cells_that_count():

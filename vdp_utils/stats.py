@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from scipy import special, stats
+from scipy import stats
 
 from vdp_utils.errors import VDPError
 
@@ -72,7 +72,8 @@ def image_means(rows: pd.DataFrame, value: str, by: Sequence[str] = ()) -> pd.Da
     return rows.astype({value: float}).groupby(keys, sort=True)[value].mean().reset_index()
 
 
-def bca(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[float, float, float]:
+def bca(statistic: Callable[..., np.ndarray], *columns: np.ndarray,
+        resamples: int | None = None) -> tuple[float, float, float]:
     """Return (value, low, high) of `statistic(*columns, axis=-1)` over images.
 
     Each column has shape (images,); images are resampled with all their columns. Where BCa is
@@ -90,8 +91,9 @@ def bca(statistic: Callable[..., np.ndarray], *columns: np.ndarray) -> tuple[flo
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of degenerate data, handled below
         result = stats.bootstrap(
-            columns, statistic, paired=True, vectorized=True, method="BCa", n_resamples=RESAMPLES,
-            batch=max(1, BATCH // n), rng=np.random.default_rng(0))
+            columns, statistic, paired=True, vectorized=True, method="BCa",
+            n_resamples=resamples or RESAMPLES, batch=max(1, BATCH // n),
+            rng=np.random.default_rng(0))
     low, high = result.confidence_interval
     if not np.isfinite([low, high]).all():
         low, high = np.nanquantile(result.bootstrap_distribution, [0.025, 0.975])
@@ -251,7 +253,7 @@ def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> Estimate:
         scale = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
         return np.where(scale > 1e-9, (weights * a * b).sum(1) / np.maximum(scale, 1e-9), 0.0)
 
-    return _over_images(correlation, len(images), len(rows))
+    return over_images(correlation, len(images), len(rows))
 
 
 def _rank_shares(values: np.ndarray, image: np.ndarray, count: int) -> np.ndarray:
@@ -267,10 +269,11 @@ def _rank_shares(values: np.ndarray, image: np.ndarray, count: int) -> np.ndarra
     return shares / 2
 
 
-def _over_images(statistic, count: int, rows: int) -> Estimate:
+def over_images(statistic, count: int, rows: int, resamples: int | None = None) -> Estimate:
     """Return the estimate of a statistic of how often each of `count` images is drawn.
 
     `statistic` takes (samples, images), and gives (samples,); `rows` is how many they have in all.
+    `resamples` is RESAMPLES by default.
     """
     def drawn_statistic(drawn, axis=-1):
         drawn = np.moveaxis(np.asarray(drawn, dtype=int), axis, -1)
@@ -281,7 +284,7 @@ def _over_images(statistic, count: int, rows: int) -> Estimate:
                  for part in np.array_split(times, -(-len(flat) // 256))]
         return np.concatenate(found).reshape(drawn.shape[:-1])
 
-    return Estimate(*bca(drawn_statistic, np.arange(count)), count, rows)
+    return Estimate(*bca(drawn_statistic, np.arange(count), resamples=resamples), count, rows)
 
 
 def trend(rows: pd.DataFrame, x: str = "context_length", value: str = "correct") -> Test:
@@ -308,6 +311,33 @@ def trend(rows: pd.DataFrame, x: str = "context_length", value: str = "correct")
     slopes = changes @ steps / (steps @ steps)
     estimate = Estimate(*bca(np.mean, slopes), len(slopes), len(rows))
     return Test(estimate, sign_flip(slopes))
+
+
+def slope(rows: pd.DataFrame, y: str, x: str, given: Sequence[str] = ()) -> Test:
+    """Return the least-squares slope of column `y` on `x`, beside `given` and 1, over rows.
+
+    Images are resampled with all their rows. For `sign_flip` an image's value is what its rows add
+    to the slope: the product of what `given` and 1 leave unexplained of `x` and of `y` (Frisch and
+    Waugh 1933). Raises VDPError where they leave nothing of `x`.
+    """
+    _check(rows, "image_id", y, x, *given)
+    columns = np.column_stack([rows[[x, *given]].to_numpy(float), np.ones(len(rows)),
+                               rows[y].to_numpy(float)])
+    images, image = np.unique(rows["image_id"].to_numpy(str), return_inverse=True)
+    ends, others = columns[:, [0, -1]], columns[:, 1:-1]
+    left_x, left_y = (ends - others @ np.linalg.lstsq(others, ends)[0]).T
+    if left_x @ left_x < 1e-9 * (ends[:, 0] @ ends[:, 0] + 1e-9):
+        raise VDPError(f"{x} does not vary beside {[*given, 1]}: there is no slope to find")
+    adds = np.bincount(image, left_x * left_y) / (left_x @ left_x) * len(images)
+    products = np.zeros((len(images), columns.shape[1], columns.shape[1]))
+    np.add.at(products, image, columns[:, :, None] * columns[:, None, :])
+
+    def coefficient(times):
+        sums = np.tensordot(times, products, 1)
+        left = sums[:, :-1, :-1] + 1e-9 * np.eye(columns.shape[1] - 1)  # of few, equal images
+        return np.linalg.solve(left, sums[:, :-1, -1:])[:, 0, 0]
+
+    return Test(over_images(coefficient, len(images), len(rows)), sign_flip(adds))
 
 
 def sign_flip(values: Sequence[float]) -> float:
@@ -367,10 +397,11 @@ def speaks(cells: pd.DataFrame) -> pd.Series:
                      cells.index)
 
 
-def judge(cells: pd.DataFrame, smallest: float) -> str:
+def judge(cells: pd.DataFrame, smallest: float | pd.Series) -> str:
     """Return the verdict's word by SCHEME for the cells of a `family`.
 
-    `smallest` is the smallest effect of interest, in the effect's unit.
+    `smallest` is the smallest effect of interest, in the effect's unit: one for all cells, or a
+    Series of one a cell.
     """
     counted = cells[cells["limit"] == ""] if "limit" in cells else cells
     said = speaks(counted)
@@ -380,7 +411,7 @@ def judge(cells: pd.DataFrame, smallest: float) -> str:
         return "partly"
     if (said == "against").any():
         return "contradicted"
-    small = len(said) and (counted["high"] < smallest).all()
+    small = len(said) and (cells["high"] < smallest)[counted.index].all()
     return "not reproduced" if small else "inconclusive"
 
 
@@ -466,50 +497,3 @@ def _questions(rows: pd.DataFrame, name: str) -> dict[tuple, str]:
     if len(questions) < len(keys):
         raise VDPError(f"{name} holds a question more than once: select one condition's rows")
     return questions
-
-
-def regression(x: np.ndarray, y: np.ndarray, weights: np.ndarray, logistic: bool = True,
-               start=0.0) -> np.ndarray:
-    """Return the coefficients (samples, predictors) of y (rows,) on x (rows, predictors).
-
-    One fit for each line of `weights` (samples, rows). Logistic for y in [0, 1], by Newton's
-    method from `start`, with a ridge of 1e-3, so that separated samples stay finite; else least
-    squares.
-    """
-    width = x.shape[1]
-    squares, ridge = (x[:, :, None] * x[:, None, :]).reshape(len(x), -1), 1e-3 * np.eye(width)
-    if not logistic:
-        left = (weights @ squares).reshape(-1, width, width) + 1e-6 * ridge
-        return np.linalg.solve(left, ((weights * y) @ x)[..., None])[..., 0]
-    found = np.zeros((len(weights), width)) + start
-    for _ in range(100):
-        chance = special.expit(found @ x.T)
-        left = ((weights * chance * (1 - chance)) @ squares).reshape(-1, width, width) + ridge
-        right = (weights * (y - chance)) @ x - found @ ridge
-        step = np.clip(np.linalg.solve(left, right[..., None])[..., 0], -2, 2)
-        found += step
-        if np.abs(step).max() < 1e-5:
-            break
-    return found
-
-
-def regression_effect(rows: pd.DataFrame, outcome: str, predictors: Sequence[str], effect: str,
-                      logistic: bool = True) -> Estimate:
-    """Return the coefficient of `effect` in a `regression` of `outcome` on `predictors` and 1.
-
-    Images are resampled with all their rows. Scale predictors to similar spreads. Raises VDPError
-    where `effect` is not among the predictors.
-    """
-    if effect not in predictors:
-        raise VDPError(f"effect {effect!r} is not among the predictors {list(predictors)}")
-    _check(rows, "image_id", outcome, *predictors)
-    x = np.column_stack([rows[list(predictors)].to_numpy(float), np.ones(len(rows))])
-    y = rows[outcome].to_numpy(float)
-    images, image = np.unique(rows["image_id"].to_numpy(str), return_inverse=True)
-    whole = regression(x, y, np.ones((1, len(x))), logistic)
-
-    def coefficient(times):
-        found = regression(x, y, times[:, image], logistic, whole)
-        return found[:, list(predictors).index(effect)]
-
-    return _over_images(coefficient, len(images), len(rows))

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from vdp_utils import paths, stats
 from vdp_utils.commands import figures
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEUTRAL_AND_MISLEADING, PRESENCE
+from vdp_utils.findings import OTHER_AND_MISLEADING, PRESENCE
 from vdp_utils.sources.samples import presence_samples
 
 LENGTHS = (0, 512, 2048)  # those whose curves F4 draws
@@ -30,7 +30,7 @@ def as_other(folder, images, **changed):
     asked = {sample.image_id for sample in presence_samples("evaluation", 6)}
     for one in small.conditions[PRESENCE]:
         if (one["image"] in images and one["context_length"] in LENGTHS
-                and one["context_kind"] in NEUTRAL_AND_MISLEADING):
+                and one["context_kind"] in OTHER_AND_MISLEADING):
             rows = small.store.read(PRESENCE, one)
             other.store.append(PRESENCE, one | name, rows[rows["image_id"].isin(asked)])
     return other
@@ -132,7 +132,7 @@ def test_dtypes_are_not_mixed(tmp_path, dtypes, taken):
     assert {one["dtype"] for one in stored.conditions[PRESENCE]} == {taken}
     rows = stored.own()
     assert not rows.duplicated(["key", "context_kind", "context_length"]).any()
-    assert len(stored.conditions[PRESENCE]) == len(LENGTHS) * len(NEUTRAL_AND_MISLEADING)
+    assert len(stored.conditions[PRESENCE]) == len(LENGTHS) * len(OTHER_AND_MISLEADING)
 
 
 @pytest.mark.parametrize("dtypes, changed", [

@@ -12,7 +12,7 @@ from vdp_utils import figures, findings
 from vdp_utils.figures import style
 from vdp_utils.findings import decline
 
-FALL = {0: 0.97, 256: 0.85, 1024: 0.75, 4096: 0.55}
+FALL = {0: 0.97, 256: 0.85, 1024: 0.75, 4096: 0.5}
 FLAT = dict.fromkeys(LENGTHS, 0.9)
 
 
@@ -64,6 +64,17 @@ def test_the_decline_figure_says_what_it_shows(summary):
     assert "chance" in [text.get_text() for text in figure.axes[0].texts]
 
 
+def test_accuracies_at_chance_are_hollow(summary):
+    figure = figures.decline(summary, None, "embedded-s")
+    for axes, name in zip(figure.axes, decline.MEASURES):
+        part = summary[summary["measure"] == name]
+        known = (part["low"] <= 0.5) & (0.5 <= part["high"]) & (name == "balanced accuracy")
+        hollow = np.concatenate([line.get_ydata() for line in axes.lines
+                                 if line.get_markerfacecolor() == "white"] or [[]])
+        assert sorted(hollow) == sorted(part.loc[known, "value"])
+        assert bool(len(hollow)) == (name == "balanced accuracy")
+
+
 def test_values_and_intervals_are_drawn_where_they_are(summary):
     figure = figures.decline(summary, None, "embedded-s")
     for axes, name in zip(figure.axes, decline.MEASURES):
@@ -94,7 +105,7 @@ def test_the_longest_trained_context_is_marked_where_it_is_known(summary, traine
     for axes in figure.axes:
         assert [line.get_xdata()[0] for line in vertical_lines(axes)] == [trained] * bool(trained)
     said = [text.get_text() for text in figure.axes[0].texts]
-    assert ("longest\ntrained" in said) == bool(trained)
+    assert ("longest trained\nwith images" in said) == bool(trained)
 
 
 def test_the_summary_has_one_line_a_kind_length_and_measure(falling, summary):
@@ -128,55 +139,54 @@ def test_one_changed_row_changes_the_table(falling, summary):
     assert different.loc[256, "same_image"] and different.to_numpy().sum() == 1
 
 
-def test_the_tests_compare_the_ends_and_follow_the_trend(falling):
-    table = decline.tests(falling)
-    assert list(table.columns) == ["context_kind", "drop", "low", "high", "slope_per_doubling",
-                                   "p", "p_holm"]
-    assert list(table["context_kind"]) == sorted(findings.KINDS)
-    for line in table.itertuples():
-        part = falling[falling["context_kind"] == line.context_kind]
-        ends = part.groupby("context_length")["correct"].mean()
-        assert line.drop == pytest.approx(ends[0] - ends[4096])
-        assert line.low <= line.drop <= line.high and line.slope_per_doubling < 0
-    assert (table["p_holm"] >= table["p"]).all() and table["p_holm"].max() <= 1
+def test_the_tests_compare_the_ends_and_the_trend_stands_beside(falling):
+    table = decline.tests(falling).set_index("context_kind")
+    beside = decline.beside(falling, 512).set_index(["context_kind", "measure"])
+    assert list(table.index) == sorted(findings.KINDS) and (table["context_length"] == 4096).all()
+    assert table["p_holm"].to_numpy() == pytest.approx(3 * table["p"].to_numpy())
+    for kind, part in falling.groupby("context_kind"):
+        right = part.groupby("context_length")["correct"].mean()
+        line = table.loc[kind]
+        assert line["effect"] == pytest.approx(right[0] - right[4096])
+        assert line["low"] <= line["effect"] <= line["high"] and line["limit"] == ""
+        drop, change = (beside.loc[kind, name]["value"]
+                        for name in ("drop to 256 tokens", "change per doubling"))
+        assert drop == pytest.approx(right[0] - right[256])  # the longest of those up to 512
+        assert change == pytest.approx(np.polyfit(np.log2(1 + right.index), right, 1)[0])
+    for trained in (None, 0):
+        assert set(decline.beside(falling, trained)["measure"]) == {"change per doubling"}
+
+
+RISE = dict(zip(LENGTHS, (0.65, 0.75, 0.85, 0.97)))
+CHANCE = dict.fromkeys(LENGTHS, 0.5)
 
 
 @pytest.mark.parametrize("by_kind, expected", [
     ((FALL, FALL, FALL), "reproduced"),
     ((FLAT, FLAT, FLAT), "not reproduced"),
     ((FLAT, FALL, FLAT), "partly"),
-    ((FALL, FALL, FLAT), "partly"),
-    (tuple(dict(zip(LENGTHS, reversed(FALL.values()))) for _ in range(3)), "not reproduced"),
-])
+    ((FALL, FALL, RISE), "partly"),
+    ((RISE, RISE, RISE), "contradicted"),
+    ((FLAT | {4096: 0.88},) * 3, "inconclusive"),  # perhaps more than is of interest
+    ((FLAT | {256: 0.5},) * 3, "not reproduced"),  # a drop in the middle alone
+    ((FALL, FALL, CHANCE), "reproduced"),  # what is at chance cannot fall
+    ((CHANCE,) * 3, "inconclusive")])
 def test_the_verdict_finds_the_fall_that_is_built_in(by_kind, expected):
-    rows = rows_with(dict(zip(findings.KINDS, by_kind)))
-    verdict = decline.verdict(rows)
+    rows = rows_with(dict(zip(findings.KINDS, by_kind)), images=150, seed=2)
+    verdict = decline.verdict(decline.tests(rows))
     assert verdict.verdict == expected and verdict.finding == "F1"
-    assert (verdict.rule, verdict.n) == (decline.RULE, 40)
+    assert (verdict.rule, verdict.n) == (decline.RULE, 150)
     assert "from 0 to 4096" in verdict.effect
-    right = rows.groupby("context_length")["correct"].mean()
-    assert verdict.estimate.value == pytest.approx(right[0] - right[4096])
-
-
-def test_a_drop_in_the_middle_alone_is_no_decline():
-    dip = FLAT | {256: 0.5}
-    assert decline.verdict(rows_with({k: dip for k in findings.KINDS})).verdict == "not reproduced"
-
-
-def test_a_drop_between_the_ends_of_a_rising_line_is_no_decline():
-    """The trend is over all lengths, which log2 spaces 0, 8, 10 and 12."""
-    rise = {0: 0.55, 256: 1.0, 1024: 1.0, 4096: 0.4}
-    rows = rows_with({kind: rise for kind in findings.KINDS}, images=150)
-    tests = decline.tests(rows)
-    assert (tests["low"] > 0).all() and (tests["p_holm"] < 0.05).all()
-    assert decline.verdict(rows).verdict == "not reproduced"
+    right = rows.groupby(["context_kind", "context_length"])["correct"].mean()
+    assert {kind: one.value for kind, one in verdict.estimates.items()} == pytest.approx(
+        {kind: right[kind, 0] - right[kind, 4096] for kind in findings.KINDS})
 
 
 @pytest.mark.parametrize("model, name", [
     ("embedded-s", "F1_embedded-s_verdict.json"), ("embedded-m", "F1_embedded-m_verdict.json"),
     ("llava-hf/llava-1.5-7b-hf", "F1_llava-hf-llava-1.5-7b-hf_verdict.json")])
 def test_the_verdict_is_stored_as_it_is_shown_with_its_model(falling, tmp_path, model, name):
-    verdict = decline.verdict(falling)
+    verdict = decline.verdict(decline.tests(falling))
     findings.save_verdict(verdict, tmp_path, model)
     assert [path.name for path in tmp_path.iterdir()] == [name]
     stored = json.loads((tmp_path / name).read_text())
@@ -184,10 +194,23 @@ def test_the_verdict_is_stored_as_it_is_shown_with_its_model(falling, tmp_path, 
     assert stored == verdict.to_row() and stored["verdict"] == "reproduced"
 
 
+def test_the_verdicts_of_all_models_stand_side_by_side(falling, tmp_path):
+    verdict = decline.verdict(decline.tests(falling))
+    for model in ("embedded-s", "embedded-s-far", "llava-hf/llava-1.5-7b-hf"):
+        findings.save_verdict(verdict, tmp_path, model)
+    for finding in ("F2", "F10"):
+        (tmp_path / f"{finding}_x_verdict.json").write_text("{}")
+    table = findings.verdicts(tmp_path, "F1")["estimate [95 %]"]
+    assert set(table.index.get_level_values("model")) == {
+        "embedded-s", "embedded-s-far", "llava-hf/llava-1.5-7b-hf"}
+    assert table["embedded-s-far", "reproduced"].to_dict() == {
+        kind: str(estimate) for kind, estimate in verdict.estimates.items()}
+
+
 @pytest.mark.parametrize("dtype, stored", [
     ("float32", None), (torch.float32, None), ("bfloat16", "bfloat16"),
     (torch.float16, "float16")])
 def test_a_verdict_says_in_which_dtype_it_was_measured_but_for_float32(falling, tmp_path, dtype,
                                                                        stored):
-    findings.save_verdict(decline.verdict(falling), tmp_path, "x", dtype)
+    findings.save_verdict(decline.verdict(decline.tests(falling)), tmp_path, "x", dtype)
     assert json.loads((tmp_path / "F1_x_verdict.json").read_text()).get("dtype") == stored

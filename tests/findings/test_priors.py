@@ -113,12 +113,12 @@ def test_f3_judges_the_same_with_or_without_blank_and_swapped_images():
 def test_f3_refuses_a_kind_that_lacks_the_answers_without_image():
     rows = by_hand()
     lacking = rows[rows["image"] != "none"].assign(context_kind="misleading")
-    with pytest.raises(VDPError, match=r"behind \['misleading'\] rows with or without"):
+    with pytest.raises(VDPError, match=r"after \['misleading'\] contexts rows with or without"):
         f3.pairs(pd.concat([rows, lacking]))
 
 
-def test_f3_takes_what_was_measured_behind_each_context():
-    """Blank images behind one kind only, and words that concern another finding."""
+def test_f3_takes_what_was_measured_after_each_context():
+    """Blank images after one kind only, and text descriptions, which concern another finding."""
     rows = by_hand()
     told = rows[rows["image"] == "own"].assign(image="text")
     other = rows[rows["image"] != "blank"].assign(context_kind="misleading")
@@ -173,68 +173,74 @@ def moved(evidence, drift=None, sharp=None, images=50, kinds=PAIR, seed=0):
 
 WEAKER = dict(zip(LENGTHS, (2.0, 1.2, 0.6, 0.2)))
 EVEN = dict.fromkeys(LENGTHS, 1.0)
-STRONGER = dict(zip(LENGTHS, (0.2, 0.6, 1.2, 2.0)))
+STRONGER = dict(zip(LENGTHS, (0.8, 1.2, 1.6, 2.4)))
 TO_YES = dict(zip(LENGTHS, (0, 5, 10, 20)))
 BLUNTER = dict(zip(LENGTHS, (1, 0.6, 0.4, 0.2)))
-SHARPER = dict(zip(LENGTHS, (0.1, 0.5, 2, 6)))
+SHARPER = dict(zip(LENGTHS, (0.5, 1, 2, 5)))
 
 
 @pytest.mark.parametrize("rows, expected", [
     (dict(evidence=WEAKER), "reproduced"),
     (dict(evidence=EVEN), "not reproduced"),
-    (dict(evidence=STRONGER), "not reproduced"),
+    (dict(evidence=STRONGER), "contradicted"),
     (dict(evidence=(WEAKER, EVEN)), "partly"),
-    (dict(evidence=EVEN, drift=TO_YES), "partly"),  # the same word, not the same answers
-    (dict(evidence=(WEAKER, EVEN), drift=(None, TO_YES)), "partly"),  # one kind of each
-    (dict(evidence=EVEN, sharp=BLUNTER), "not reproduced"),  # KL falls, no answer changes
-    (dict(evidence=WEAKER, sharp=SHARPER), "not reproduced")])  # agreement rises, KL does not fall
+    (dict(evidence=EVEN, drift=TO_YES), "partly"),  # KL: the same word, not the same answers
+    (dict(evidence=EVEN, sharp=BLUNTER), "partly"),  # KL falls, no answer changes
+    (dict(evidence=WEAKER | {4096: 0.5}, sharp=SHARPER), "partly"),  # KL does not fall
+    (dict(evidence=dict.fromkeys(LENGTHS, 0.0)), "inconclusive")])  # it never decided anything
 def test_f3_finds_the_fading_image_that_is_built_in(rows, expected):
-    found = f3.pairs(moved(**rows))
+    found = f3.pairs(moved(**rows, images=80))
     verdict = f3.verdict(f3.tests(found), found)
     assert verdict.verdict == expected and verdict.finding == "F3"
-    assert (verdict.rule, verdict.n) == (f3.RULE, 50) and "from 0 to 4096" in verdict.effect
-    agree = (found["own"] == found["none"]).groupby(found["context_length"]).mean()
-    assert verdict.estimate.value == pytest.approx(agree[4096] - agree[0])
+    assert (verdict.rule, verdict.n) == (f3.RULE, 80) and "from 0 to 4096" in verdict.effect
+    agree = (found["own"] == found["none"]).groupby(
+        [found["context_kind"], found["context_length"]]).mean()
+    assert {kind: one.value for kind, one in verdict.estimates.items()} == pytest.approx(
+        {kind: agree[kind, 4096] - agree[kind, 0] for kind in PAIR})
 
 
 def test_f3_s_kappa_is_what_tells_turning_to_one_word():
-    """Agreement and KL say "reproduced" for every kind; kappa, that it is the same word."""
+    """Agreement rises in each kind; kappa says that it is the same word."""
     found = f3.pairs(moved(EVEN, TO_YES))
-    table = f3.tests(found)
-    assert (table["low"] > 0).all() and (table["kl_slope_per_doubling"] < 0).all()
-    assert (table["p_holm"] < 0.05).all() and (table["kappa_low"] <= 0).all()
+    table = f3.tests(found).set_index("measure").loc["agreement"]
+    assert (table["low"] > 0).all() and (table["p_holm"] < 0.05).all()
+    assert not table["holds"].any() and (table["kappa_rise"] <= 0).all()
     assert (found[found["context_length"] == 4096][["own", "none"]] == "yes").all().all()
-    assert f3.verdict(table.assign(kappa_low=0.01), found).verdict == "reproduced"
+    assert (stats.speaks(table) == "").all()
+    assert (stats.speaks(table.assign(holds=True)) == "for").all()
 
 
-def test_f3_s_tests_are_paired_ends_and_trends_of_the_pairs():
+def test_f3_s_tests_are_paired_ends_of_the_pairs_and_trends_stand_beside():
     found = f3.pairs(moved((WEAKER, STRONGER)))
     table = f3.tests(found.sample(frac=1, random_state=0))
-    assert table["context_kind"].tolist() == sorted(PAIR)
+    assert list(zip(table["context_kind"], table["measure"])) == [
+        (kind, measure) for kind in sorted(PAIR) for measure in ("agreement", "KL")]
+    assert (table["p_holm"].to_numpy() == stats.holm(table["p"])).all()
+    cells = table.set_index(["context_kind", "measure"])
+    trends = f3.trends(found).set_index(["context_kind", "measure"])["value"]
     kappa = f3.summary(found).query("measure == \"Cohen's kappa\"").set_index(
         ["context_kind", "context_length"])["value"]
-    for line in table.itertuples():
-        part = found[found["context_kind"] == line.context_kind]
-        agree = part.groupby("context_length")["agree_none"].mean()
-        assert line.agreement_rise == pytest.approx(agree[4096] - agree[0])
-        assert line.low < line.agreement_rise < line.high
-        both = kappa[line.context_kind]
-        assert line.kappa_rise == pytest.approx(both[4096] - both[0])
-        assert line.kappa_low < line.kappa_rise < line.kappa_high
-        kl = part.groupby("context_length")["kl_none"].mean()
-        slope = np.polyfit([DOUBLINGS[n] for n in kl.index], kl.to_numpy(float), 1)[0]
-        assert line.kl_slope_per_doubling == pytest.approx(slope)
-    assert np.sign(table["kl_slope_per_doubling"]).tolist() == [1, -1]  # mentions, other
-    assert table["p_holm"].to_numpy() == pytest.approx(stats.holm(table["p"]))
+    for kind, part in found.groupby("context_kind"):
+        means = part.groupby("context_length")[["agree_none", "kl_none"]].mean().astype(float)
+        for measure, column, sign in (("agreement", "agree_none", 1), ("KL", "kl_none", -1)):
+            line, mean = cells.loc[kind, measure], means[column]
+            assert line["effect"] == pytest.approx(sign * (mean[4096] - mean[0]))
+            assert line["low"] < line["effect"] < line["high"] and line["limit"] == ""
+            slope = np.polyfit([DOUBLINGS[n] for n in mean.index], mean, 1)[0]
+            assert trends[kind, measure] == pytest.approx(slope)
+        assert cells.loc[kind, "agreement"]["kappa_rise"] == pytest.approx(
+            kappa[kind, 4096] - kappa[kind, 0])
+    assert cells["holds"].to_dict() == {
+        (kind, measure): measure == "KL" or kind == "other_images"
+        for kind in PAIR for measure in f3.SMALLEST}
 
 
-def test_f3_s_trend_is_over_all_lengths():
-    """The ends alone say that KL falls; over all lengths it does not."""
-    found = f3.pairs(moved(dict(zip(LENGTHS, (1.2, 3.0, 3.0, 1.0))), kinds=("other_images",)))
-    kl = found.groupby("context_length")["kl_none"].mean()
-    table = f3.tests(found)
-    assert kl[4096] < kl[0] and table["kl_slope_per_doubling"][0] > 0
-    assert f3.verdict(table.assign(low=0.1, kappa_low=0.1), found).verdict == "not reproduced"
+def test_f3_leaves_out_what_cannot_rise_or_fall():
+    found = f3.pairs(moved((dict.fromkeys(LENGTHS, 0.0), WEAKER)))
+    cells = f3.tests(found).set_index(["context_kind", "measure"])["limit"]
+    assert cells.to_dict() == {
+        ("other_images", "agreement"): "ceiling", ("other_images", "KL"): "floor",
+        ("misleading", "agreement"): "", ("misleading", "KL"): ""}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
 import copy
+import html
 import re
 from collections import Counter
 from dataclasses import replace
@@ -362,3 +363,22 @@ def test_tensors_run_through_the_model(tiny, samples):
     assert inputs["input_ids"].shape == (1, len(whole))
     with torch.no_grad():
         assert tiny.model(**inputs).logits.shape == (1, len(whole), len(tiny.tokenizer))
+
+
+def test_a_shown_prompt_holds_all_its_text_each_kind_in_its_look(tiny, samples):
+    for image in ("own", "text_last"):
+        page = prompts.show(tiny, samples[0], "misleading", 90, image, 1).data
+        prompt = prompts.join(
+            prompts.shared_prefix(tiny, samples[0], "misleading", 90, image=image),
+            prompts.asking(tiny, samples[0].questions[1], image == "own"))
+        found = [(style, html.unescape(text)) for style, text in
+                 re.findall(r'<span style="(.*?)">(.*?)</span>', page, re.S)]
+        legend, spans = found[:len(Kind)], found[len(Kind):]
+        for kind, look in prompts.LOOKS.items():
+            assert (look, f"{kind.name.lower()}: {(prompt.kinds == kind).sum()} tokens") in legend
+            ids = prompt.input_ids[(prompt.kinds == kind)
+                                   & (prompt.input_ids != tiny.image_token_id)]
+            said = "".join(text for style, text in spans if style == look)
+            assert said.replace("[image x 100]", "") == tiny.tokenizer.decode(ids)
+        assert page.count("[image x 100]") == (image == "own")
+        assert spans[-2][1].endswith(samples[0].questions[1].text)

@@ -13,7 +13,7 @@ from vdp_utils import figures as plots
 from vdp_utils import paths
 from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (NEUTRAL_AND_MISLEADING, PRESENCE, attention, concentration, cost,
+from vdp_utils.findings import (OTHER_AND_MISLEADING, PRESENCE, attention, concentration, cost,
                                 decline, priors, proportion, ranking, recovery, text_control)
 from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.measuring.store import ResultStore
@@ -69,9 +69,9 @@ class Stored:
         return pd.concat([self.store.read(finding, one) for one in found], ignore_index=True)
 
     def compared(self, *images: str) -> pd.DataFrame:
-        """Presence rows under NEUTRAL_AND_MISLEADING contexts, with `images` among them."""
+        """Presence rows under OTHER_AND_MISLEADING contexts, with `images` among them."""
         rows = self.rows(PRESENCE, images)
-        return rows[rows["context_kind"].isin(NEUTRAL_AND_MISLEADING)]
+        return rows[rows["context_kind"].isin(OTHER_AND_MISLEADING)]
 
     def own(self) -> pd.DataFrame:
         """Presence rows about the sample's own image."""
@@ -88,11 +88,12 @@ def f1(stored: Stored):
 
 
 def f2(stored: Stored):
-    both = stored.compared("own", "text")
+    compared = stored.compared(*text_control.IMAGES)
+    both = compared[compared["image"].isin(text_control.IMAGES)]
     yield "fig02_text_only_control", plots.text_control(
-        text_control.summary(both[both["image"].isin(text_control.IMAGES)]),
-        text_control.places(both[both["context_kind"] == "other_images"]), stored.trained,
-        stored.model)
+        text_control.summary(both),
+        text_control.places(compared[compared["context_kind"] == "other_images"]),
+        text_control.tests(both), stored.trained, stored.model)
 
 
 def f3(stored: Stored):
@@ -104,8 +105,10 @@ def f3(stored: Stored):
 def f4(stored: Stored):
     own = stored.own()
     yes = proportion.yes_questions(own, presence_samples("evaluation", own["image_id"].nunique()))
+    fits = proportion.fits(yes)
     yield "fig04_target_proportion", plots.proportion(
-        proportion.summary(yes), proportion.curves(yes), proportion.SHOWN, stored.model)
+        proportion.summary(yes, fits), proportion.curves(yes, fits), proportion.SHOWN,
+        stored.model)
 
 
 def f5(stored: Stored):

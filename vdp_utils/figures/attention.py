@@ -94,7 +94,7 @@ def attention_and_cause(table: pd.DataFrame, model: str) -> Figure:
     for axes, kind in zip(panels[0], kinds):
         for number, length in enumerate(chosen):
             part = table[(table["context_kind"] == kind) & (table["context_length"] == length)]
-            if len(part):  # some lengths were measured behind one kind alone
+            if len(part):  # some lengths were measured after one kind alone
                 places = part["layer"].map(names.index) + 0.15 * (number - (len(chosen) - 1) / 2)
                 style.curve(axes, part.assign(place=places), number, "place", line="none",
                             label=f"{length} context tokens", spread=0)

@@ -14,7 +14,7 @@ def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, m
            ) -> Figure:
     """F3: agreement and kappa with the answer without an image, KL, flips, accuracy by prior.
 
-    An image that was not measured behind any context has no curves.
+    An image that was not measured after any context has no curves.
     """
     kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
     figure, panels = plt.subplots(len(kinds), 4, figsize=(WIDE, 2.1 * len(kinds) + 0.6),

@@ -32,18 +32,24 @@ def save(figure: Figure, folder: str | Path, name: str) -> Figure:
 
 
 def curve(axes, part: pd.DataFrame, number: int = 0, x: str = "context_length", color=None,
-          marker=None, line=None, label=None, spread: float = 0.05) -> None:
+          marker=None, line=None, label=None, spread: float = 0.05, chance=None) -> None:
     """A line of estimates with their intervals; `number` moves it aside, so that all stay readable.
 
-    `part` has the columns `x`, value, low and high.
+    `part` has the columns `x`, value, low and high. Points at `chance`, whose interval holds that
+    value, are hollow.
     """
     part = part.sort_values(x)
-    axes.errorbar(part[x] * (1 + spread * (number - 1)), part["value"],
-                  [(part["value"] - part["low"]).clip(lower=0),
-                   (part["high"] - part["value"]).clip(lower=0)],
-                  label=label, color=PALETTE[number] if color is None else color,
-                  marker=marker or MARKERS[number], linestyle=line or LINES[number % len(LINES)],
-                  elinewidth=0.8, capsize=1.5)
+    places, marker = part[x] * (1 + spread * (number - 1)), marker or MARKERS[number]
+    drawn = axes.errorbar(places, part["value"],
+                          [(part["value"] - part["low"]).clip(lower=0),
+                           (part["high"] - part["value"]).clip(lower=0)],
+                          label=label, color=PALETTE[number] if color is None else color,
+                          marker=marker, linestyle=line or LINES[number % len(LINES)],
+                          elinewidth=0.8, capsize=1.5)
+    if chance is not None:
+        at_chance = (part["low"] <= chance) & (chance <= part["high"])
+        axes.plot(places[at_chance], part["value"][at_chance], marker, markerfacecolor="white",
+                  color=drawn.lines[0].get_color(), zorder=3)
 
 
 def look(axes, picture, weights) -> float:
@@ -68,11 +74,11 @@ def gains(axes, part: pd.DataFrame, places, number: int, label: str) -> None:
                   color=PALETTE[number], label=label, elinewidth=0.8)
 
 
-def kind_curve(axes, part: pd.DataFrame, kind: str) -> None:
+def kind_curve(axes, part: pd.DataFrame, kind: str, chance=None) -> None:
     """`curve` in the look of a context kind."""
     label, marker, line = KINDS[kind]
     curve(axes, part, list(KINDS).index(kind), color=COLOURS[kind], marker=marker, line=line,
-          label=label)
+          label=label, chance=chance)
 
 
 def short(length: int) -> str:
@@ -98,7 +104,7 @@ def length_axis(axes, lengths, trained: int | None, narrow: bool = False) -> Non
 def trained_note(axes, trained: int | None) -> None:
     """Say at the bottom what the dotted line of `length_axis` is."""
     if trained:
-        axes.annotate("longest\ntrained", (trained, axes.get_ylim()[0]), xytext=(3, 3),
+        axes.annotate("longest trained\nwith images", (trained, axes.get_ylim()[0]), xytext=(3, 3),
                       textcoords="offset points", fontsize=6, color="0.3")
 
 
@@ -108,6 +114,14 @@ def chance_line(axes, lengths) -> None:
     axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.01)
     axes.annotate("chance", (min(lengths), 0.5), xytext=(2, 2), fontsize=6, color="0.4",
                   textcoords="offset points")
+
+
+def left_out(axes, lengths) -> None:
+    """Hatch the context lengths whose cells do not count."""
+    for number, length in enumerate(lengths):
+        axes.axvspan(length / 2**0.5, length * 2**0.5, facecolor="0.93", edgecolor="0.75",
+                     hatch="////", linewidth=0, zorder=-1,
+                     label=None if number else "does not count: floor or ceiling")
 
 
 def shared_legend(figure: Figure, *panels, columns: int | None = None) -> None:

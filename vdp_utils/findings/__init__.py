@@ -1,7 +1,8 @@
 """What each notebook asks of its rows, one module a finding, all with the same face.
 
 `RULE` is how the verdict falls, written before the run; `summary(rows)` is what the figure shows;
-`tests(rows)` is what the rule looks at; `verdict(...)` applies it. This file holds what they share.
+`tests(rows)` is what the rule looks at, a line a cell (`stats.SCHEME`); `verdict(...)` applies it.
+This file holds what they share.
 """
 
 import json
@@ -14,7 +15,7 @@ from vdp_utils.stats import Estimate, Verdict
 
 PRESENCE = "F1_F5_presence"  # the table of rows that findings F1 to F5 share
 KINDS = ("same_image", "other_images", "misleading")
-NEUTRAL_AND_MISLEADING = ("other_images", "misleading")  # where every kind would cost too much
+OTHER_AND_MISLEADING = KINDS[1:]  # where every kind would cost too much
 NEAR = 1024  # context tokens up to which further controls are measured, for the same reason
 
 
@@ -25,6 +26,12 @@ def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind",
     texts = [str(Estimate(*line)) for line in part[list(Estimate.__match_args__)].to_numpy()]
     return part.assign(text=texts).pivot(index=index, columns=column,
                                          values="text").fillna("")
+
+
+def estimates(cells: pd.DataFrame) -> dict[str, Estimate]:
+    """The effects of `stats.family` cells by context kind, of which each has one cell."""
+    return {line.context_kind: Estimate(line.effect, line.low, line.high, line.n_images,
+                                        line.n_rows) for line in cells.itertuples()}
 
 
 def save_verdict(verdict: Verdict, folder: str | Path, model: str, dtype="float32") -> None:
@@ -39,3 +46,15 @@ def save_verdict(verdict: Verdict, folder: str | Path, model: str, dtype="float3
         row["dtype"] = name
     path = Path(folder) / f"{verdict.finding}_{slug(model)}_verdict.json"
     path.write_text(json.dumps(row, indent=2) + "\n")
+
+
+def verdicts(folder: str | Path, finding: str) -> pd.DataFrame:
+    """The stored verdicts of one finding: `estimate [95 %]` by model, verdict and what it is of."""
+    lines = []
+    for path in Path(folder).glob(f"{finding}_*_verdict.json"):
+        row = json.loads(path.read_text())
+        for named in row["estimate [95 %]"].split("; "):
+            of, *estimate = named.rsplit(" ", 3)
+            lines.append((row["model"], row["verdict"], of, " ".join(estimate)))
+    table = pd.DataFrame(lines, columns=["model", "verdict", "of", "estimate [95 %]"])
+    return table.set_index(["model", "verdict", "of"]).sort_index()

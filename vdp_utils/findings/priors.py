@@ -9,27 +9,30 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEAR, NEUTRAL_AND_MISLEADING
+from vdp_utils.findings import NEAR, OTHER_AND_MISLEADING, estimates
+from vdp_utils.findings.decline import ends
 from vdp_utils.measuring.measure import presence_conditions
 from vdp_utils.stats import Estimate, Verdict
 
 IMAGES = ("own", "none", "blank", "swapped")
+SMALLEST = {"agreement": 0.05, "KL": 0.1}  # 0.1 nats move an even answer to 0.72 : 0.28
 RULE = (
-    "For each context kind: from the shortest to the longest context, the agreement of the answers "
-    "with and without the image rises (paired difference over images, 95 % BCa interval above 0), "
-    "and the KL divergence from the answer distribution without the image to that with it falls "
-    "over all lengths (sign-flip test over images, p < 0.05 after Holm over the kinds). "
-    "Reproduced if this holds for every kind and Cohen's kappa rises too (interval above 0), so "
-    "that the agreement is more than both answers turning to the same word; partly if agreement "
-    "and KL hold for at least one kind; else not reproduced.")
+    "Effects, from no context to the longest one, on the same questions: how much the agreement of "
+    "the answers with and without the image rises, and how much the KL divergence from the answer "
+    "distribution without the image to that with it falls (nats). Cells: context kind x measure. "
+    "Agreement speaks for the claim only where Cohen's kappa rises too (95 % BCa interval above "
+    "0), so that it is more than both answers turning to the same word. At ceiling: agreement of "
+    f"{stats.CEILING} or more without a context. At floor: a divergence below {SMALLEST['KL']} "
+    "there, so that the image decides nothing from the start. Smallest effects of interest: "
+    f"agreement {SMALLEST['agreement']}, KL {SMALLEST['KL']}. " + stats.SCHEME)
 KEYS = ["image_id", "question_id", "context_kind", "context_length"]
 
 
 def conditions(lvlm, lengths) -> list:
     """With the image, without it, and with it blanked and swapped: these two, where the text
-    lures, up to NEAR only."""
+    misleads, up to NEAR only."""
     near = [length for length in lengths if length <= NEAR]
-    return (presence_conditions(lvlm, NEUTRAL_AND_MISLEADING, lengths, IMAGES[:2])
+    return (presence_conditions(lvlm, OTHER_AND_MISLEADING, lengths, IMAGES[:2])
             + presence_conditions(lvlm, ["other_images"], lengths, IMAGES[2:])
             + presence_conditions(lvlm, ["misleading"], near, IMAGES[2:]))
 
@@ -40,7 +43,7 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
     `own`, `none`, `blank`, `swapped` are the predictions, `kl_X` (nats) the divergence
     KL(P_own || P_X) of the distributions over the options, `flip_X` whether the answer differs
     and `agree_X` whether it does not (1 or 0; missing where X, blank or swapped, was not measured
-    behind that context), and `prior_right` whether the answer without an image is right. VDPError
+    after that context), and `prior_right` whether the answer without an image is right. VDPError
     where the answers with the image or those without it were not measured at all.
     """
     missing = set(IMAGES[:2]) - set(rows["image"])
@@ -53,8 +56,8 @@ def pairs(rows: pd.DataFrame) -> pd.DataFrame:
     alone = set(parts["own"].index.get_level_values("context_kind")) ^ set(
         parts["none"].index.get_level_values("context_kind"))
     if alone:
-        raise VDPError(f"behind {sorted(alone)} rows with or without the image are missing: "
-                       "measure both with priors.conditions")
+        raise VDPError(f"after {sorted(alone)} contexts rows with or without the image are "
+                       "missing: measure both with priors.conditions")
     found = mine[["answer", "correct", "margin"]].assign(own=mine["predicted"])
     for image in IMAGES[1:]:
         other = parts[image].reindex(found.index)
@@ -105,30 +108,37 @@ def by_prior(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def tests(found: pd.DataFrame) -> pd.DataFrame:
-    """By context kind: the rise of agreement and of kappa, and the trend of KL."""
-    lines, lengths = [], found["context_length"]
+    """By context kind and measure: how far agreement rises, and the KL divergence falls."""
+    lines = []
     for kind, part in found.groupby("context_kind", sort=True):
-        near, far = (part[part["context_length"] == n] for n in (lengths.min(), lengths.max()))
-        agree = stats.mean_estimate(stats.rise(near, far, "agree_none"), "rise")
-        beyond = _kappa(near, far)
-        trend = stats.trend(part, value="kl_none")
-        lines.append(dict(context_kind=kind, agreement_rise=agree.value, low=agree.low,
-                          high=agree.high, kappa_rise=beyond.value, kappa_low=beyond.low,
-                          kappa_high=beyond.high, kl_slope_per_doubling=trend.slope.value,
-                          p=trend.p))
-    table = pd.DataFrame(lines)
-    return table.assign(p_holm=stats.holm(table["p"]))
+        near, far = ends(part)
+        start = {name: stats.mean_estimate(near, column).value for name, column in
+                 (("agreement", "agree_none"), ("KL", "kl_none"))}
+        limits = {"agreement": "ceiling" if start["agreement"] >= stats.CEILING else "",
+                  "KL": "floor" if start["KL"] < SMALLEST["KL"] else ""}
+        effects = {"agreement": stats.rise(near, far, "agree_none"),
+                   "KL": stats.rise(far, near, "kl_none")}
+        kappa = _kappa(near, far)
+        beyond = {"agreement": dict(kappa_rise=kappa.value, holds=kappa.low > 0),
+                  "KL": dict(kappa_rise=np.nan, holds=True)}
+        lines += [dict(context_kind=kind, measure=name)
+                  | stats.mean_test(effect, "rise").columns()
+                  | dict(limit=limits[name]) | beyond[name] for name, effect in effects.items()]
+    return stats.family(pd.DataFrame(lines))
+
+
+def trends(found: pd.DataFrame) -> pd.DataFrame:
+    """Beside the rule: changes of agreement and divergence per doubling, over all lengths."""
+    return stats.by_group(found, ["context_kind"], {
+        name: lambda part, column=column: stats.trend(part, value=column).effect
+        for name, column in (("agreement", "agree_none"), ("KL", "kl_none"))})
 
 
 def verdict(table: pd.DataFrame, found: pd.DataFrame) -> Verdict:
-    """The verdict by RULE from `tests`; the estimate is the rise of agreement over all kinds."""
-    falls = (table["kl_slope_per_doubling"] < 0) & (table["p_holm"] < 0.05)
-    agree, beyond = (table["low"] > 0) & falls, table["kappa_low"] > 0
+    """The verdict by RULE from `tests`; the estimates are the rises of agreement."""
     lengths = found["context_length"]
-    near, far = (found[lengths == n] for n in (lengths.min(), lengths.max()))
-    rise = stats.mean_estimate(stats.rise(near, far, "agree_none"), "rise")
     return Verdict(
         "F3", "Answers with and without the image agree more and more",
-        stats.judge(bool((agree & beyond).all()), bool(agree.any())),
+        stats.judge(table, table["measure"].map(SMALLEST)),
         f"rise of the agreement from {lengths.min()} to {lengths.max()} context tokens",
-        rise, rise.n_images, RULE)
+        estimates(table[table["measure"] == "agreement"]), RULE)

@@ -8,7 +8,7 @@ import pandas as pd
 from vdp_utils import findings, stats
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import NEAR, NEUTRAL_AND_MISLEADING
+from vdp_utils.findings import NEAR, OTHER_AND_MISLEADING
 from vdp_utils.findings.priors import moved, with_log_chances
 from vdp_utils.measuring import pruned
 from vdp_utils.stats import Estimate, Verdict
@@ -36,7 +36,7 @@ def conditions(lvlm, lengths, rates=RATES, few_rates=FEW_RATES, told_length=512)
     Every rate up to NEAR, few beyond it; length 0 is the anchor without context.
     """
     swapped = [pruned.answer_condition(lvlm, kind, length, few_rates, image="swapped")
-               for kind in NEUTRAL_AND_MISLEADING for length in lengths if 0 < length <= NEAR]
+               for kind in OTHER_AND_MISLEADING for length in lengths if 0 < length <= NEAR]
     return [*own_conditions(lvlm, lengths, rates, few_rates), *swapped,
             pruned.answer_condition(lvlm, "other_images", told_length, rates, image=TOLD)]
 
@@ -45,7 +45,7 @@ def own_conditions(lvlm, lengths, rates=RATES, few_rates=FEW_RATES) -> list:
     """Those of `conditions` with the sample's own image, which F9 asks for too."""
     return [pruned.answer_condition(lvlm, kind, length,
                                     () if not length else rates if length <= NEAR else few_rates)
-            for kind in NEUTRAL_AND_MISLEADING for length in lengths]
+            for kind in OTHER_AND_MISLEADING for length in lengths]
 
 
 def example_conditions(lvlm, length: int = 256) -> list:

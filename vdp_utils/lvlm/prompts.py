@@ -1,5 +1,6 @@
 """Prompts of a known make-up: every token's kind and the exact number of context tokens."""
 
+import html
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -19,6 +20,12 @@ from vdp_utils.sources.samples import PICTURES, Sample
 # where in the context the text description stands
 PLACES = {"text": 0.0, "text_middle": 0.5, "text_last": 1.0}
 IMAGES = (*PICTURES, "none", *PLACES)
+LOOKS = {  # kind -> style of its tokens in `show`: the line below tells them apart without colour
+    Kind.IMAGE: "background:#cfe8f7;border-bottom:3px double #0072b2",
+    Kind.CONTEXT: "background:#fdecc8;border-bottom:2px dashed #9a6b00",
+    Kind.QUESTION: "background:#d3f0e3;border-bottom:2px solid #00734f",
+    Kind.TEMPLATE: "background:#ececec;border-bottom:2px dotted #555555",
+}
 QUESTION_ROOM = 64  # tokens kept free for a question and its answer
 
 
@@ -209,3 +216,28 @@ def tensors(prompt: Prompt, device) -> dict:
     """Model inputs of batch size 1."""
     ids = torch.from_numpy(prompt.input_ids)[None].to(device)
     return {"input_ids": ids, **{k: v.to(device) for k, v in prompt.images.items()}}
+
+
+def show(lvlm: LVLM, sample: Sample, kind: str, length: int, image: str = "own",
+         number: int = 0):
+    """The whole prompt of a sample's question `number`, its kinds of tokens marked, for a notebook.
+
+    An IPython HTML object; image tokens are counted, all others stand as they are.
+    """
+    from IPython.display import HTML
+
+    prefix = shared_prefix(lvlm, sample, kind, length, image=image)
+    prompt = join(prefix, asking(lvlm, sample.questions[number], image in PICTURES))
+    counts = np.bincount(prompt.kinds, minlength=len(Kind))
+    legend = [_span(one, f"{one.name.lower()}: {counts[one]} tokens") for one in LOOKS]
+    spans = ["  ".join(legend), "\n\n"]
+    starts = [0, *np.flatnonzero(np.diff(prompt.kinds)) + 1]
+    for start, ids in zip(starts, np.split(prompt.input_ids, starts[1:])):
+        seen = bool((ids == lvlm.image_token_id).all())
+        spans.append(_span(Kind(prompt.kinds[start]), f"[image x {len(ids)}]" if seen
+                           else lvlm.tokenizer.decode(ids)))
+    return HTML(f'<div style="white-space:pre-wrap;color:#111111">{"".join(spans)}</div>')
+
+
+def _span(kind: Kind, text: str) -> str:
+    return f'<span style="{LOOKS[kind]}">{html.escape(text)}</span>'
