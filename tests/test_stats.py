@@ -812,3 +812,11 @@ def test_limits_are_where_no_difference_has_room():
     assert stats.limit(chance) == stats.limit(chance, chance) == "floor"
     assert stats.limit(chance, good) == stats.limit(below) == stats.limit(good) == ""
     assert stats.limit(top) == "ceiling" and stats.limit(top, good) == ""
+
+
+def test_p_values_at_the_floor_of_the_test_say_so():
+    table = pd.DataFrame(dict(p=[2 / (stats.RESAMPLES + 1), 0.3], p_holm=[0.0052, 0.6],
+                              n_images=5, n_rows=5, effect=0.12345))
+    shown = stats.shown(table)
+    assert list(shown["p_holm"]) == ["<= 0.0052", "0.6"]
+    assert list(shown.columns) == ["p_holm", "effect"] and shown["effect"].iloc[0] == 0.123

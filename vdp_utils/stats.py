@@ -415,6 +415,16 @@ def judge(cells: pd.DataFrame, smallest: float | pd.Series) -> str:
     return "not reproduced" if small else "inconclusive"
 
 
+def shown(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return the cells of a `family` for reading: rounded, and p_holm as text.
+
+    Where the test gave its least p-value, the adjusted one is said to be no more than it is.
+    """
+    least = cells["p"] <= 1.001 * 2 / (RESAMPLES + 1)
+    texts = [f"{'<= ' * low}{p:.2g}" for low, p in zip(least, cells["p_holm"])]
+    return cells.drop(columns=["p", "n_images", "n_rows"]).round(3).assign(p_holm=texts)
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of one of the paper's claims, by a rule that was written down beforehand.

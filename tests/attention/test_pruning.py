@@ -709,15 +709,16 @@ def test_a_text_model_may_be_pruned_too():
 
 
 def check_visual(name, strategy, mode):
-    """The two image tokens that go at a rate of 0.05 are dropped exactly."""
+    """The half of the image's tokens that goes is dropped exactly."""
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     ids = torch.tensor([[7, 30, 12]])
-    with halved(kinds, mode, strategy=strategy, rate=0.05)(model) as pruner:
+    with halved(kinds, mode, strategy=strategy)(model) as pruner:
         _, logits, _ = steps(model, inputs, ids)
     kept = set(pruner.kept.index[0].tolist())
     dropped = [i for i in range(kinds.shape[1]) if i not in kept]
-    assert len(dropped) == 2 and all(kinds[0, i] == Kind.IMAGE for i in dropped)
+    assert len(dropped) == int((kinds == Kind.IMAGE).sum()) // 2 > 0
+    assert all(kinds[0, i] == Kind.IMAGE for i in dropped)
     with hidden(model, dropped, kinds.shape[1], DECIDES[mode]):
         full = run(model, extended(name, inputs, ids), use_cache=False).logits
     assert difference(logits, full[:, kinds.shape[1]:]) <= 1e-5

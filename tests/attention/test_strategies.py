@@ -73,11 +73,7 @@ def test_accumulated_inverse_and_text_first_use_the_heads_and_queries_asked(
     wanted = reduce(numbers(evidence.accumulated[query_set])[:, 7:32], 0)
     close("accumulated", evidence, wanted)
     close("inverse", evidence, -wanted)
-    evidence.candidates = torch.arange(3, 32)
-    got, own = scored("text_first", evidence), numbers(evidence.accumulated[query_set])[:, 3:32]
-    assert got[:4].max() < got[4:].min()
-    assert np.allclose(got[:4], reduce(own, 0)[:4])
-    assert np.argsort(got[4:]).tolist() == np.argsort(reduce(own, 0)[4:]).tolist()
+    close("text_first", evidence, wanted)
 
 
 def test_accumulated_normalised_is_the_mean_over_the_queries_that_see_a_token(evidence):
@@ -99,6 +95,9 @@ def test_accumulated_normalised_counts_the_queries_of_its_set(evidence):
 def test_attention_strategies_equal_their_formulas(evidence):
     accumulated = {name: numbers(x) for name, x in evidence.accumulated.items()}
     close("h2o", evidence, accumulated["all"][:, 7:32].sum(0))
+    evidence.count = 9  # of which the latest 4 stay in any case
+    assert (scored("h2o", evidence)[-4:] > accumulated["all"][:, 7:32].sum(0).max()).all()
+    assert np.allclose(scored("h2o", evidence)[:-4], accumulated["all"][:, 7:28].sum(0))
     close("last_token", evidence, accumulated["last"][:, 7:32].mean(0))
     close("fastv_visual", evidence, accumulated["last"][:, 7:32].mean(0))
 
@@ -174,9 +173,12 @@ def test_perplexities_equal_their_formulas(evidence):
     close("contrastive_perplexity", evidence, (asked - before)[7:32])
 
 
-def test_the_oracle_keeps_the_evidence_and_then_the_latest(evidence):
+@pytest.mark.parametrize("graded", [False, True])
+def test_the_oracle_keeps_the_best_evidence_and_then_the_latest(evidence, graded):
+    if graded:
+        evidence.evidence = evidence.evidence.long() - (torch.arange(LENGTH) % 3 == 0).long()
     marked = evidence.evidence[7:32].tolist()
-    assert 0 < sum(marked) < 25
+    assert len(set(marked)) == (3 if graded else 2)
     order = sorted(range(25), key=lambda i: (marked[i], i), reverse=True)
     for count in range(26):
         got = keep(STRATEGIES["oracle"].score(evidence), count)
@@ -324,27 +326,14 @@ def words(tiny):
     (name, mode) for name in STRATEGIES for mode in MODES])
 def test_every_strategy_drops_as_many_tokens(tiny, words, name, mode):
     inputs, kinds, marked = words
-    context = int((kinds == Kind.CONTEXT).sum())
+    lost = Kind.IMAGE if name in ("fastv_visual", "text_first") else Kind.CONTEXT
     with ContextPruner(0.3, name, mode, layer=0, processor=tiny.processor,
                        evidence=marked)(tiny.model) as pruner:
         run(tiny.model, inputs)
-    assert pruner.kept.index.shape[1] == kinds.shape[1] - math.floor(0.3 * context)
+    assert pruner.kept.index.shape[1] == kinds.shape[1] - math.floor(
+        0.3 * int((kinds == lost).sum()))
     gone = set(range(kinds.shape[1])) - set(pruner.kept.index[0].tolist())
-    lost = Kind.IMAGE if name in ("fastv_visual", "text_first") else Kind.CONTEXT
     assert {int(kinds[0, i]) for i in gone} == {lost}
-
-
-def test_the_image_goes_before_the_text_and_the_text_when_it_is_gone():
-    model, images = build("llava")
-    inputs, kinds = prompt("llava", images)
-    with ContextPruner(0.5, "text_first", layer=1, kinds=kinds)(model) as pruner:
-        run(model, inputs)
-    left = kinds[0, pruner.kept.index[0]]
-    assert not (left == Kind.IMAGE).any() and int((left == Kind.CONTEXT).sum()) == 24
-    with ContextPruner(0.5, "fastv_visual", layer=1, kinds=kinds)(model) as pruner:
-        run(model, inputs)
-    left = kinds[0, pruner.kept.index[0]]
-    assert not (left == Kind.IMAGE).any() and int((left == Kind.CONTEXT).sum()) == 40
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3", "qwen3_vl"])
@@ -377,10 +366,11 @@ def test_recorded_evidence_gives_the_formulas_of_the_maps(name):
             run(model, alone)
         window = np.full(maps.shape[-1], np.inf)
         window[:-16] = np.convolve(maps[:, -16:, :-16].sum(1).mean(0), np.ones(5), "same")
-        scores = dict(h2o=maps.sum((0, 1)), snapkv=torch.tensor(window),
+        context = (row_kinds[0] == Kind.CONTEXT).nonzero()[:, 0]
+        latest = torch.arange(maps.shape[-1]) > context[-1] - len(context) // 4
+        scores = dict(h2o=maps.sum((0, 1)) + 1e6 * latest, snapkv=torch.tensor(window),
                       last_token=maps[:, -1].mean(0),
                       key_norm=-found[1].key_norms[0].mean(0))[name]
-        context = (row_kinds[0] == Kind.CONTEXT).nonzero()[:, 0]
         wanted = context[scores[context].argsort(descending=True)[:len(context) // 2]]
         left = place[(row_kinds[0] != Kind.CONTEXT).nonzero()[:, 0]]
         assert index[real].tolist() == sorted([*left.tolist(), *place[wanted].tolist()])

@@ -29,7 +29,7 @@ def rows(lvlm, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def layers(rows):
-    return concentration.by_layer(rows, RATES, layer=1)
+    return concentration.by_layer(rows, RATES)
 
 
 def test_the_layer_after_the_drop_does_what_the_theorem_says(layers):
@@ -57,7 +57,7 @@ def test_theorems_have_no_exception_and_their_premise_is_counted(layers):
 
 
 def test_rows_have_every_documented_column(rows):
-    known = {"key", "image_id", "question_id", "context_kind", "context_length", "before",
+    known = {"key", "image_id", "question_id", "context_kind", "context_length", "layer", "before",
              *concentration.LISTS}
     assert set(rows.columns) == known
     assert all(name in pruned.masses_sample.__doc__ for name in known - {"key"})

@@ -8,7 +8,6 @@ from transformers.cache_utils import DynamicSlidingWindowLayer
 
 from vdp_utils.attention.recording import take
 from vdp_utils.attention.strategies import Evidence, Strategy
-from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 
 
@@ -30,13 +29,12 @@ def keep(scores: torch.Tensor, count: int) -> torch.Tensor:
 def droppable(strategy: Strategy, rate: float, kinds: torch.Tensor, real: torch.Tensor
               ) -> tuple[torch.Tensor, int]:
     """Of one prompt: the positions (n,) that a strategy may drop, and how many of them it drops:
-    as many for every strategy, as far as it can, a share `rate` of the context."""
+    a share `rate`, so that all strategies that drop context drop equally many."""
     wanted = torch.zeros_like(real)
     for kind in strategy.drops:
         wanted |= kinds == kind
     candidates = (wanted & real).nonzero()[:, 0]
-    context = int(((kinds == Kind.CONTEXT) & real).sum())
-    return candidates, min(context - kept_count(context, rate), len(candidates))
+    return candidates, len(candidates) - kept_count(len(candidates), rate)
 
 
 @torch.no_grad()
@@ -45,9 +43,9 @@ def staying(strategy: Strategy, evidence: Evidence, candidates: torch.Tensor, lo
     """bool (L,) of one prompt: the best of its candidates, and all that is no candidate."""
     stays = evidence.real.clone()
     if lost:
-        evidence.candidates = candidates
+        evidence.candidates, evidence.count = candidates, len(candidates) - lost
         stays[candidates] = False
-        stays[candidates[keep(strategy.score(evidence), len(candidates) - lost)]] = True
+        stays[candidates[keep(strategy.score(evidence), evidence.count)]] = True
     return stays
 
 

@@ -18,6 +18,14 @@ from vdp_utils.attention.tokens import image_token_id, token_kinds
 from vdp_utils.errors import VDPError
 
 
+LAYER, DEPTH = 1, 6  # the layer that scores, of how many: chosen by `findings.recovery.best_layer`
+
+
+def default_layer(depth: int) -> int:
+    """The decoder layer, from 0, that scores where none is named: the same share of any depth."""
+    return depth * LAYER // DEPTH
+
+
 class ContextPruner:
     """Prune the context of every prompt that a model reads inside `with pruner(model):`.
 
@@ -26,12 +34,13 @@ class ContextPruner:
         strategy: a name in `strategies.STRATEGIES`.
         mode: "prefill" (pruning during prefill), "compress" (score, then run the shortened prompt)
             or "evict" (from the KV cache, after prefill).
-        layer: decoder layer whose attention scores, from 0; None: an eighth of the depth.
+        layer: decoder layer whose attention scores, from 0; None: a sixth of the depth.
         heads: "max" or "mean" over heads. query_set: "all", "question" or "last".
         positions: "kept" or, for `compress`, "compact".
         processor: tells context from question by its chat template; or
         context: a span (start, stop); or kinds: (B, L) of `Kind`, directly.
-        evidence: bool (B, L) for the strategy `oracle`. seed: for the random strategies.
+        evidence: (B, L) for the strategy `oracle`, bool or how well each token bears on the
+            question. seed: for the random strategies.
 
     `pruner.kept` is the last prompt's `Kept`, and `pruner.log_probs` its rows' likelihoods where
     the strategy asks for them. The model is as before on exit.
@@ -59,7 +68,7 @@ class ContextPruner:
         self.rate, self.strategy = rate, find_strategy(strategy)
         self.mode, self.layer = mode, layer
         if "evidence" in self.strategy.needs and evidence is None:
-            raise VDPError("strategy 'oracle' needs evidence=: bool (B, L), the tokens that bear "
+            raise VDPError("strategy 'oracle' needs evidence=: (B, L), how well the tokens bear "
                            "on the question")
         if "pieces" in self.strategy.needs and processor is None:
             raise VDPError(f"strategy {strategy!r} reads the words: give processor=")
@@ -77,7 +86,7 @@ class ContextPruner:
     @contextlib.contextmanager
     def _around(self, model):
         decoder = decoder_of(model)
-        at = len(decoder.layers) // 8 if self.layer is None else self.layer
+        at = default_layer(len(decoder.layers)) if self.layer is None else self.layer
         record(model, layers=[at])  # can its attention be instrumented at all?
         if self.model is not None:
             raise VDPError("this ContextPruner prunes a model already: make another one")

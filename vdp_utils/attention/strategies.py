@@ -34,6 +34,7 @@ class Evidence:
     kinds: torch.Tensor  # (L,)
     real: torch.Tensor  # bool (L,), False at padding
     candidates: torch.Tensor  # (n,) positions of the tokens that may be dropped
+    count: int = 0  # how many of them stay
     heads: str = "max"
     query_set: str = "all"
     window: int = 16
@@ -45,7 +46,7 @@ class Evidence:
     log_probs: torch.Tensor | None = None
     asked_log_probs: torch.Tensor | None = None
     pieces: list[str] | None = None
-    evidence: torch.Tensor | None = None  # bool (L,): bears on the question
+    evidence: torch.Tensor | None = None  # (L,): how well each bears on the question
 
     def recorded(self, found: LayerRecord, row: int) -> None:
         """Take in what a layer recorded of a batch's `row`."""
@@ -118,8 +119,11 @@ def accumulated_normalised(e: Evidence):
 
 @strategy("all")
 def h2o(e: Evidence):
-    """sum_h sum_i A_h[i, j]: summed over heads (H2O, Zhang et al., arXiv 2306.14048)."""
-    return e.accumulated["all"][:, e.candidates].sum(0)
+    """sum_h sum_i A_h[i, j], but half of what stays are the latest tokens (H2O, Zhang et al.,
+    arXiv 2306.14048)."""
+    scores = e.accumulated["all"][:, e.candidates].sum(0)
+    latest = e.order >= len(e.order) - e.count // 2
+    return torch.where(latest, scores.max() + 1, scores)
 
 
 @strategy("window")
@@ -240,22 +244,21 @@ def bm25(e: Evidence):
 
 @strategy("evidence")
 def oracle(e: Evidence):
-    """The tokens marked as bearing on the question stay, then the latest: an upper bound."""
+    """The tokens that bear best on the question stay, of equal ones the latest: an upper bound."""
     return e.evidence[e.candidates].float() * len(e.order) + e.order
 
 
 @strategy("last", drops=(Kind.IMAGE,))
 def fastv_visual(e: Evidence):
-    """FastV's rule on the image (Chen et al., arXiv 2403.06764): drops as many image tokens as
-    the others drop context."""
+    """FastV's rule on the image (Chen et al., arXiv 2403.06764): a rate of the image's tokens."""
     return e.accumulated["last"][:, e.candidates].mean(0)
 
 
-@strategy("query_set", drops=(Kind.IMAGE, Kind.CONTEXT))
+@strategy("query_set", drops=(Kind.IMAGE,))
 def text_first(e: Evidence):
-    """LOOK-M's order (Wan et al., arXiv 2406.18139): text is kept first, the image goes first."""
-    scores = _at(e, e.query_set)
-    return scores + (e.kinds[e.candidates] == Kind.CONTEXT) * (scores.max() + 1)
+    """LOOK-M's order (Wan et al., arXiv 2406.18139), text before image: a rate of the image's
+    tokens, by accumulated attention."""
+    return _at(e, e.query_set)
 
 
 def _by_sentence(e: Evidence, split: list[list[int]], values) -> torch.Tensor:

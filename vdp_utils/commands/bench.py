@@ -23,7 +23,7 @@ from transformers import DynamicCache
 from vdp_utils import figures, paths
 from vdp_utils.attention.kept import kept_count
 from vdp_utils.attention.modes import MODES
-from vdp_utils.attention.pruner import ContextPruner
+from vdp_utils.attention.pruner import ContextPruner, default_layer
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.errors import VDPError
 from vdp_utils.figures.bench import relative
@@ -117,14 +117,15 @@ def pruning_table(model, length: int, repeats: int, rates=RATES, modes=MODES,
                   layer: int | None = None) -> pd.DataFrame:
     """One row per mode and rate: TTFT, TPOT, memory, cache, and the bound.
 
-    Context is scored at decoder layer `layer`, by default an eighth of the way down.
+    Context is scored at decoder layer `layer`, by default a sixth of the way down.
 
     The bound of `prefill` is the same layers alone at the lengths they see, timed in the same
     rounds: those up to the scoring layer over the whole prompt, the others over what is kept.
     """
     inputs, kinds = prompt(model, length)
     decoder, tokens = decoder_of(model), inputs["input_ids"].shape[1]
-    config, scored = decoder.config, 1 + (len(decoder.layers) // 8 if layer is None else layer)
+    scored = 1 + (default_layer(len(decoder.layers)) if layer is None else layer)
+    config = decoder.config
     settings = [("none", 0.0)] + [(mode, rate) for mode in modes for rate in rates]
     seconds = {setting: {"ttft_s": [], "tpot_s": [], "bound_s": []} for setting in settings}
     memory, cached = {}, {}

@@ -133,8 +133,10 @@ def f5_maps(stored: Stored):
 
 
 def f6(stored: Stored):
-    answers = stored.rows(recovery.PRUNED, ("own", "swapped", recovery.TOLD))
-    yield "fig06_context_pruning", plots.recovery(recovery.summary(answers), stored.model)
+    answers = stored.rows(recovery.PRUNED, ("own", "swapped", recovery.DESCRIBED))
+    summary = recovery.summary(answers)
+    yield "fig06_context_pruning", plots.recovery(summary, stored.model)
+    yield "fig06_return_to_the_image", plots.returning(summary, stored.model)
     yield "fig06_image_and_text_targets", plots.targets(recovery.targets(answers), stored.model)
 
 
@@ -145,13 +147,10 @@ def f6_examples(stored: Stored):
 
 
 def f7(stored: Stored):
-    by_strategy = stored.rows(ranking.STRATEGIES)
-    found = ranking.answers(by_strategy)
-    ranked = ranking.tests(found)
-    yield "fig07_strategies", plots.strategies(
-        ranked, ranking.cells(found),
-        ranking.critical_difference(len(ranked) + 1, ranked["n_images"].max()), stored.model)
-    yield "fig07_ablations", plots.ablations(ranking.ablations(by_strategy), stored.model)
+    found = ranking.answers(stored.rows(ranking.STRATEGIES))
+    tables = [ranking.scores(found, layer) for layer in ranking.layers(found)]
+    yield "fig07_strategies", plots.strategies(tables[0], ranking.cells(found), stored.model)
+    yield "fig07_two_targets", plots.two_targets(tables, stored.model)
 
 
 def f8(stored: Stored):

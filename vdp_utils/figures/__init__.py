@@ -11,13 +11,12 @@ from vdp_utils.figures.decline import decline
 from vdp_utils.figures.embedded import gallery, training_curves
 from vdp_utils.figures.priors import priors
 from vdp_utils.figures.proportion import proportion
-from vdp_utils.figures.ranking import ablations, strategies
-from vdp_utils.figures.recovery import pruned_examples, recovery, targets
+from vdp_utils.figures.ranking import strategies, two_targets
+from vdp_utils.figures.recovery import pruned_examples, recovery, returning, targets
 from vdp_utils.figures.style import save
 from vdp_utils.figures.text_control import text_control
 
-__all__ = ["ablations", "attention", "attention_and_cause", "attention_maps", "baselines",
-           "bench_pruning", "bench_recording", "break_even", "concentration", "cost", "decline",
-           "gallery", "pareto", "priors", "proportion",
-           "pruned_examples", "recovery", "save", "strategies", "targets", "text_control",
-           "training_curves"]
+__all__ = ["attention", "attention_and_cause", "attention_maps", "baselines", "bench_pruning",
+           "bench_recording", "break_even", "concentration", "cost", "decline", "gallery",
+           "pareto", "priors", "proportion", "pruned_examples", "recovery", "returning", "save",
+           "strategies", "targets", "text_control", "training_curves", "two_targets"]

@@ -13,21 +13,21 @@ def concentration(table: pd.DataFrame, layers: pd.DataFrame, model: str) -> Figu
 
     `table` is `findings.concentration.tests`, `layers` its `by_layer`.
     """
+    gains, falls = (table[table["measure"] == name] for name in ("attention on the image",
+                                                                 "entropy"))
     lengths = sorted(table["context_length"].unique())
     figure, panels = plt.subplots(len(lengths), 3, figsize=(WIDE, 2.1 * len(lengths) + 0.7),
                                   squeeze=False, sharex="col")
     rates = sorted(table["rate"].unique())
     for line, length in zip(panels, lengths):
         for number, rate in enumerate(rates):
-            part = table[(table["context_length"] == length) & (table["rate"] == rate)]
-            moved = part.assign(layer=part["layer"] + 0.06 * (number - 1.5))
-            line[0].plot(part["layer"], part["predicted_gain"], ":", color=PALETTE[number],
-                         linewidth=0.9)
-            style.curve(line[0], moved.rename(columns=dict(gain="value")), number, "layer",
-                        label=f"rate {rate}", spread=0)
-            style.curve(line[1], moved[["layer"]].assign(
-                value=part["entropy_change"], low=part["entropy_low"], high=part["entropy_high"]),
-                number, "layer", spread=0)
+            for axes, part in zip(line, (gains, falls)):
+                part = part[(part["context_length"] == length) & (part["rate"] == rate)]
+                axes.plot(part["layer"], part["predicted"], ":", color=PALETTE[number],
+                          linewidth=0.9)
+                style.curve(axes, part.assign(layer=part["layer"] + 0.06 * (number - 1.5),
+                                              value=part["effect"]), number, "layer",
+                            label=f"rate {rate}", spread=0)
             some = layers[layers["later"] & (layers["context_length"] == length)
                           & (layers["rate"] == rate)]
             means = some.groupby("layer")[["predicted", "after"]].mean()
@@ -40,10 +40,10 @@ def concentration(table: pd.DataFrame, layers: pd.DataFrame, model: str) -> Figu
         line[2].plot(ends, ends, color="0.4", linewidth=0.8)
         line[2].set(xscale="log", yscale="log", xlim=ends, ylim=ends)
         line[0].set_ylabel(f"{length} context tokens\ngain in attention on image")
-        line[1].set_ylabel("change of entropy (nats)")
+        line[1].set_ylabel("fall of entropy (nats)")
         line[2].set_ylabel("measured")
     for axes, title in zip(panels[0], ("dotted: queries, keys held fixed",
-                                       "lower: more concentrated",
+                                       "higher: more concentrated",
                                        "attention on the image, by layer")):
         axes.set_title(title)
     for axes, label in zip(panels[-1], ("layer", "layer", "predicted by (a)")):

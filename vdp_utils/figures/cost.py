@@ -22,10 +22,10 @@ def cost(table: pd.DataFrame, model: str) -> Figure:
     measures = list(dict.fromkeys(table["measure"]))
     figure, panels = plt.subplots(1, len(measures), figsize=(WIDE, 2.5), sharey=True)
     for axes, measure in zip(panels, measures):
-        for number, mode in enumerate(MODE_STYLES):
+        for number, mode in enumerate(dict.fromkeys(table["mode"])):
             part = table[(table["measure"] == measure) & (table["mode"] == mode)]
             style.curve(axes, part.assign(rate=part["rate"] + 0.01 * (number - 1)), number, "rate",
-                        label=mode, spread=0)
+                        label=mode.replace(" compact", ", positions closed up"), spread=0)
         axes.axhline(1, color="0.4", linewidth=0.8)
         axes.set_ylim(0, None)
         axes.set_xticks(sorted(table["rate"].unique()))
@@ -75,21 +75,24 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
     front = table[table["pareto_front"]]
     for axes in (left, slow):
         axes.plot("time", "accuracy", data=front, color="0.4", linewidth=0.9, zorder=0, label="")
-    for number, group in enumerate((*GROUP_LOOKS, "no pruning")):
+    for number, group in enumerate(GROUP_LOOKS):
         left.plot([], [], MARKERS[number], color=PALETTE[number], label=group)
     for axes, part in ((left, table[table["time"] <= FAST]), (slow, table[table["time"] > FAST])):
-        for number, group in enumerate((*GROUP_LOOKS, "no pruning")):
+        for number, group in enumerate(GROUP_LOOKS):
             mine = part[part["group"] == group]
             axes.scatter(mine["time"], mine["accuracy"], 10 + 22 * mine["rate"] ** 2,
                          color=PALETTE[number], marker=MARKERS[number], linewidth=0)
         axes.set_ylim(-0.03, 1.03)
-        _named(axes, part[part["pareto_front"]
-                          | part["group"].isin(["the paper's rule", "no pruning"])])
-    left.set_xlim(0.46, 1.28)
-    left.set_xticks([0.5, 0.75, 1])
-    left.set(ylabel="balanced accuracy", title=f"{table['context_length'].iloc[0]} context tokens, "
-             "by strategy and rate\n(larger: higher rate; line: Pareto front)")
+    near = table.loc[table["time"] <= FAST, "time"]
+    left.set_xlim(near.min() - 0.04, near.max() + 0.45)
+    left.set_xticks([at for at in (0.25, 0.5, 0.75, 1, 1.25) if near.min() <= at <= near.max()])
+    left.set(ylabel="mean balanced accuracy of both targets",
+             title=f"{table['context_length'].iloc[0]} context tokens, by strategy and rate\n"
+             "(larger: higher rate; line: Pareto front)")
     slow.set(yticklabels=[], title="(perplexity)")
+    named = table[table["pareto_front"] | table["group"].isin(["the paper's rule", "no pruning"])]
+    for axes, part in ((left, named[named["time"] <= FAST]), (slow, named[named["time"] > FAST])):
+        _named(axes, part)
     if len(late := table[table["time"] > FAST]):
         slow.set_xlim(0.85 * late["time"].min(), 1.1 * late["time"].max())
     kinds = [kind for kind in style.KINDS if kind in set(longer["context_kind"])]
@@ -99,9 +102,9 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
             marker, line = style.KINDS[kind][1:]
             if len(mine):
                 style.curve(right, mine, number, "time", marker=marker, line=line, spread=0,
-                            label=f"{style.short(int(length))}, {kind}")
-    right.set(ylim=(-0.03, 1.03), xlim=(0.2, 1.05), yticklabels=[],
-              title="the paper's rule, longer contexts\n(right to left: rates 0, 0.5, 0.7, 0.9)")
+                            label=f"{style.short(int(length))}, {kind.replace('_', ' ')}")
+    right.set(ylim=(-0.03, 1.03), xlim=(0.9 * longer["time"].min(), 1.05), yticklabels=[],
+              title="the paper's rule, longer contexts\n(right to left: rates 0, 0.5, 0.9)")
     for axes in (left, slow, right):
         axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
     left.set_xlabel("time to first token / no pruning's")
@@ -124,7 +127,7 @@ def _named(axes, table: pd.DataFrame) -> None:
                           textcoords="offset points", fontsize=5.5, ha="center")
             continue
         axes.annotate(name.replace("_", " "), (line.time, line.accuracy),
-                      xytext=(max(0.86, line.time + 0.04), height), fontsize=5.5, va="center",
+                      xytext=(axes.get_xlim()[1] - 0.41, height), fontsize=5.5, va="center",
                       arrowprops=dict(arrowstyle="-", color="0.6", linewidth=0.5))
         height -= 0.055
 

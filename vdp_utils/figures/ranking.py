@@ -1,4 +1,4 @@
-"""F7: strategies beside each other, and the paper's rule taken apart."""
+"""F7: strategies beside each other, where the answer is in the image and where in the text."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,82 +9,94 @@ from vdp_utils.figures import style
 from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
 GROUP_LOOKS = ("the paper's rule", "chance", "published method", "other rule", "control",
-               "drops the image")  # in the palette's order
+               "no pruning")  # in the palette's order
+TARGETS = {"image": "answer in the image", "text": "answer in the context"}
 
 
-def strategies(tests: pd.DataFrame, cells: pd.DataFrame, difference: float, model: str) -> Figure:
-    """F7: every strategy's gain, its accuracy by length and rate, and its mean rank.
+def strategies(scores: pd.DataFrame, cells: pd.DataFrame, model: str) -> Figure:
+    """F7: every strategy's mean accuracy over both targets, and its accuracies one by one.
 
-    `tests` and `cells` are those of `findings.ranking`, `difference` the critical difference.
+    `scores` and `cells` are those of `findings.ranking`; below stand those that drop image tokens.
     """
-    places = np.arange(len(tests))[::-1]
-    figure, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(WIDE, 0.19 * len(tests) + 1.4), width_ratios=(1.2, 1.5, 1), sharey=True)
+    cells = pd.concat([cells.loc["default"].loc[scores["strategy"]],
+                       cells.loc["image"].drop("none")])
+    values, columns = cells.to_numpy(dtype=float), cells.columns
+    places = np.arange(len(values))[::-1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDE, 0.18 * len(values) + 1.6),
+                                         width_ratios=(1, 1.3), sharey=True)
     for number, group in enumerate(GROUP_LOOKS):
-        mine = (tests["group"] == group).to_numpy()
-        part = tests[mine]
-        style.gains(left, part, places[mine], number, group)
-        right.plot(part["mean_rank"], places[mine], MARKERS[number], color=PALETTE[number])
-    left.axvline(0, color="0.4", linewidth=0.8)
-    chance = tests.loc[tests["strategy"] == "random", "gain"]
-    left.axvline(chance.item(), color="0.4", linewidth=0.8, linestyle=":")
-    left.set(xlabel="gain over no pruning", title="balanced accuracy won\n(dotted: random tokens)")
-    left.set_yticks(places, tests["strategy"])
-    values = cells.loc[tests["strategy"]].to_numpy()
-    columns = cells.columns
-    middle.grid(False)
-    middle.imshow(values, vmin=0.25, vmax=1, aspect="auto",
-                  extent=(-0.5, len(columns) - 0.5, -0.5, len(tests) - 0.5))
+        mine = (scores["group"] == group).to_numpy()
+        part = scores[mine]
+        left.errorbar(part["value"], places[:len(scores)][mine], linestyle="none", label=group,
+                      xerr=(part["value"] - part["low"], part["high"] - part["value"]),
+                      marker=MARKERS[number], color=PALETTE[number], elinewidth=0.8)
+    plain = scores.loc[scores["strategy"] == "none", "value"].item()
+    left.axvline(plain, color="0.4", linewidth=0.8, linestyle=":")
+    left.set(xlabel="balanced accuracy", title="mean of both targets, all\nlengths and rates "
+             "(dotted: no pruning)")
+    left.set_yticks(places, [name.replace("_", " ") for name in cells.index])
+    right.grid(False)
+    right.imshow(values, vmin=0.25, vmax=1, aspect="auto",
+                 extent=(-0.5, len(columns) - 0.5, -0.5, len(values) - 0.5))
     for (row, column), value in np.ndenumerate(values):
-        middle.text(column, places[row], f"{value:.2f}".removeprefix("0"), ha="center",
-                    va="center", fontsize=5, color="white" if value < 0.7 else "black")
-    middle.set_xticks(range(len(columns)), [f"{rate:g}" for _, rate in columns])
-    lengths, each = columns.unique(0), len(columns) // len(columns.unique(0))
-    for number in range(1, len(lengths)):
-        middle.axvline(number * each - 0.5, color="white", linewidth=1.5)
-    middle.set(xlabel="pruning rate", title="balanced accuracy\n" + ",   ".join(
-        f"{n}" for n in lengths) + " tokens")
-    for number, ends in enumerate(_cliques(tests["mean_rank"].to_numpy(), difference)):
-        at = tests["mean_rank"].max() + 1 + 0.7 * (number % 4)
-        right.plot([at, at], places[list(ends)], color="0.3", linewidth=1.5)
-    right.set(xlabel="mean rank (1 is best)",
-              title=f"bars: not told apart\n(critical difference {difference:.1f})")
-    right.set_ylim(-0.7, len(tests) - 0.3)
+        if np.isfinite(value):
+            right.text(column, places[row], f"{value:.2f}".removeprefix("0"), ha="center",
+                       va="center", fontsize=5, color="white" if value < 0.7 else "black")
+    right.set_xticks(range(len(columns)), [f"{style.short(length)}\n{rate:g}"
+                                           for _, length, rate in columns])
+    each = len(columns) // 2
+    right.axvline(each - 0.5, color="white", linewidth=1.5)
+    for number, title in enumerate(TARGETS.values()):
+        right.text((number + 0.5) / 2, 1.01, title, ha="center", va="bottom", fontsize=6,
+                   transform=right.transAxes)
+    right.axhline(places[len(scores)] + 0.5, color="white", linewidth=1.5)
+    right.set(xlabel="context tokens, pruning rate\n(last lines: rate of the image's tokens)")
+    right.set_ylim(-0.6, len(values) - 0.4)
     style.shared_legend(figure, left, columns=6)
-    figure.suptitle(f"{model}, pruned at equal budget (n = {tests['n_images'].max()} images, "
+    figure.suptitle(f"{model}, pruned at equal budget (n = {scores['n_images'].max()} images, "
                     "95 % intervals)", fontsize=8)
     return figure
 
 
-def _cliques(ranks: np.ndarray, difference: float) -> list[tuple[int, int]]:
-    """Longest runs (first, last) of ascending ranks whose ends differ less than `difference`."""
-    runs, last = [], -1
-    for start in range(len(ranks)):
-        stop = int(np.searchsorted(ranks, ranks[start] + difference)) - 1
-        if stop > max(last, start):
-            runs.append((start, stop))
-            last = stop
-    return runs
+def two_targets(tables: list[pd.DataFrame], model: str) -> Figure:
+    """F7: accuracy in one target against the other, by scoring layer, with the Pareto front.
 
-
-def ablations(table: pd.DataFrame, model: str) -> Figure:
-    """F7: the gain over no pruning with one choice of the paper's rule changed."""
-    groups = list(dict.fromkeys(table["group"]))
-    rows = table.groupby("group", sort=False).ngroup() * 0.6 + np.arange(len(table))
-    figure, axes = plt.subplots(figsize=(WIDE, 0.17 * rows.max() + 0.9))
-    for number, group in enumerate(groups):
-        mine = table["group"] == group
-        style.gains(axes, table[mine], -rows[mine], number, group)
-    for line, row in zip(table.itertuples(), rows):
-        if line.behind_p < 0.05:
-            axes.annotate("*", (line.gain_high, -row), xytext=(4, -4), textcoords="offset points")
-    axes.axvline(0, color="0.4", linewidth=0.8)
-    axes.axvline(table["gain"].iloc[0], color="0.4", linewidth=0.8, linestyle=":")
-    axes.set_yticks(-rows, table["setting"])
-    axes.set(xlabel="balanced accuracy won over no pruning")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
-    axes.set_title(f"{model}, {table['context_length'].iloc[0]} context tokens, "
-                   f"rate {table['rate'].iloc[0]:g} "
-                   f"(n = {table['n_images'].max()} images, 95 % intervals; *: differs from the "
-                   "dotted rule, Holm p < 0.05)", fontsize=7)
+    `tables` are `findings.ranking.scores` by layer.
+    """
+    wide, high = (max(table[name].max() for table in tables) - min(
+        table[name].min() for table in tables) + 1e-9 for name in ("text", "image"))
+    figure, panels = plt.subplots(1, len(tables), figsize=(WIDE, 3.9), sharex=True, sharey=True,
+                                  squeeze=False)
+    for axes, table in zip(panels[0], tables):
+        front = table[table["pareto_front"]].sort_values("text")
+        axes.plot("text", "image", data=front, color="0.4", linewidth=0.9, zorder=0, label="")
+        for number, group in enumerate(GROUP_LOOKS):
+            part = table[table["group"] == group]
+            axes.plot(part["text"], part["image"], MARKERS[number], color=PALETTE[number],
+                      markersize=4, label=group)
+        axes.margins(0.14, 0.08)
+        _named(axes, table, wide, high)
+        layer = table["layer"].iloc[0]
+        axes.set(xlabel=f"balanced accuracy, {TARGETS['text']}",
+                 title="scored at the default layer" if layer == "default" else
+                 f"scored at layer {layer}")
+    panels[0][0].set_ylabel(f"balanced accuracy, {TARGETS['image']}")
+    style.shared_legend(figure, panels[0][0], columns=6)
+    figure.suptitle(f"{model}, pruned at equal budget, lengths and rates pooled (n = "
+                    f"{tables[0]['n_images'].max()} images; line: the Pareto front)", fontsize=8)
     return figure
+
+
+def _named(axes, table: pd.DataFrame, wide: float, high: float) -> None:
+    """Names of all points, each below those that stand where it would; `wide` and `high` are what
+    all panels' points span."""
+    placed: list[tuple[float, float, float]] = []
+    for line in table.sort_values(["image", "text"], ascending=False).itertuples():
+        name = "no pruning" if line.strategy == "none" else line.strategy.replace("_", " ")
+        x, y = line.text + 0.02 * wide, line.image
+        end = x + 0.019 * wide * len(name)
+        while any(x < b and a < end and abs(y - c) < 0.035 * high for a, b, c in placed):
+            y -= 0.005 * high
+        placed.append((x, end, y))
+        axes.annotate(name, (line.text, line.image), (x, y), fontsize=5, va="center",
+                      arrowprops=dict(arrowstyle="-", color="0.7", linewidth=0.4))

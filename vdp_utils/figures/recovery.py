@@ -8,35 +8,72 @@ from vdp_utils.figures import style
 from vdp_utils.figures.style import PALETTE, WIDE
 
 
+MODES = {"compress compact": "compressed, positions closed up (the paper's reading)",
+         "compress": "compressed, old positions", "prefill": "during prefill"}
+
+
 def recovery(summary: pd.DataFrame, model: str) -> Figure:
-    """F6: accuracy, attention on the image and causal dependency against the pruning rate."""
-    kinds = [kind for kind in style.KINDS if kind in set(summary["context_kind"])]
-    measures = ("balanced accuracy", "attention on image", "KL, swapped")
-    figure, panels = plt.subplots(len(kinds), 3, figsize=(WIDE, 2.1 * len(kinds) + 0.6),
-                                  squeeze=False, sharex=True, sharey="col")
-    lengths = sorted(summary["context_length"].unique())
+    """F6: accuracy against the pruning rate, by context kind (lines) and length, a curve a mode."""
+    part = summary[summary["measure"] == "balanced accuracy"]
+    kinds = [kind for kind in style.KINDS if kind in set(part["context_kind"])]
+    lengths = sorted(part["context_length"].unique())
+    figure, panels = plt.subplots(len(kinds), len(lengths), sharex=True, sharey=True, squeeze=False,
+                                  figsize=(WIDE, 1.9 * len(kinds) + 0.8))
     for line, kind in zip(panels, kinds):
-        for axes, measure in zip(line, measures):
+        for axes, length in zip(line, lengths):
+            cell = part[(part["context_kind"] == kind) & (part["context_length"] == length)]
+            for number, (mode, label) in enumerate(MODES.items()):
+                some = cell[cell["mode"] == mode].sort_values("rate")
+                style.curve(axes, some.assign(rate=some["rate"] + 0.012 * (number - 1)), number,
+                            "rate", label=label, spread=0)
+            compact, kept = (cell[cell["mode"] == mode].sort_values("rate") for mode in (
+                "compress compact", "compress"))
+            axes.fill_between(compact["rate"], kept["value"], compact["value"], color="0.85",
+                              linewidth=0, zorder=0, label="what distance costs")
+            axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
+            axes.set_ylim(min(0.4, part["low"].min() - 0.03), 1.03)
+            if kind == kinds[0]:
+                axes.set_title(f"{length} context tokens")
+        line[0].set_ylabel(f"{style.KINDS[kind][0].split(':')[0]} context\nbalanced accuracy")
+    _rates(panels[-1])
+    style.shared_legend(figure, panels[0][0], columns=2)
+    figure.suptitle(f"{model}: answers after a pruned context, the paper's rule "
+                    f"(n = {part['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    return figure
+
+
+def returning(summary: pd.DataFrame, model: str) -> Figure:
+    """F6: attention on the image and the causal dependency against the rate, paper's reading."""
+    summary = summary[(summary["mode"] == "compress compact") & (summary["context_length"] > 0)]
+    kinds = [kind for kind in style.KINDS if kind in set(summary["context_kind"])]
+    titles = {"attention on image": "attention on the image",
+              "KL, swapped": "KL, image swapped (nats)"}
+    figure, panels = plt.subplots(len(titles), len(kinds), figsize=(WIDE, 4.2), squeeze=False,
+                                  sharex=True, sharey="row")
+    lengths = sorted(summary["context_length"].unique())
+    for line, (measure, title) in zip(panels, titles.items()):
+        for axes, kind in zip(line, kinds):
             part = summary[(summary["context_kind"] == kind) & (summary["measure"] == measure)]
             for number, length in enumerate(lengths):
                 some = part[part["context_length"] == length]
                 if len(some):
                     style.curve(axes, some.assign(rate=some["rate"] + 0.008 * (number - 1.5)),
                                 number, "rate", label=f"{length} context tokens", spread=0)
-        line[0].axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
-        line[0].set_ylabel(f"context: {kind}")
-    for axes, title in zip(panels[0], ("balanced accuracy", "attention on the image",
-                                       "KL, image swapped (nats)")):
-        axes.set_title(title)
-    panels[0][1].set_yscale("log")
-    panels[0][2].set_ylim(0, None)
-    for axes in panels[-1]:
-        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "no\ncontext"])
-        axes.set_xlabel("pruning rate")
+            if measure == "attention on image":
+                axes.set_title(f"{style.KINDS[kind][0].split(':')[0]} context")
+        line[0].set_ylabel(title)
+        line[0].set_ylim(0, 1.06 * summary.loc[summary["measure"] == measure, "high"].max())
+    _rates(panels[-1])
     style.shared_legend(figure, *panels[:, 0])
-    figure.suptitle(f"{model}: answers behind a pruned context, the paper's rule "
+    figure.suptitle(f"{model}: what the answer takes from the image after a pruned context "
                     f"(n = {summary['n_images'].max()} images, 95 % intervals)", fontsize=8)
     return figure
+
+
+def _rates(panels) -> None:
+    for axes in panels:
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "no\ncontext"])
+        axes.set_xlabel("pruning rate")
 
 
 def targets(table: pd.DataFrame, model: str) -> Figure:

@@ -5,10 +5,11 @@ sample's rows for `measure.measure(each=...)`; `unpruned` prunes one prompt many
 """
 
 from vdp_utils.measuring.pruned.answers import answers_sample, example_sample
-from vdp_utils.measuring.pruned.conditions import (NONE, AnswerCondition, PrunedCondition,
-                                                   answer_condition, pruned_condition)
+from vdp_utils.measuring.pruned.conditions import (COMPACT, NONE, AnswerCondition,
+                                                   PrunedCondition, Pruning, answer_condition,
+                                                   pruned_condition)
 from vdp_utils.measuring.pruned.masses import masses_sample
 from vdp_utils.measuring.pruned.times import times_sample
 
-__all__ = ["AnswerCondition", "NONE", "PrunedCondition", "answer_condition", "answers_sample",
-           "example_sample", "masses_sample", "pruned_condition", "times_sample"]
+__all__ = ["AnswerCondition", "COMPACT", "NONE", "PrunedCondition", "Pruning", "answer_condition",
+           "answers_sample", "example_sample", "masses_sample", "pruned_condition", "times_sample"]

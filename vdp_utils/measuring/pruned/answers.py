@@ -1,5 +1,6 @@
 """F6 and F7: answers under pruning, and what is kept."""
 
+import numpy as np
 import torch
 
 from vdp_utils.attention.recording import record
@@ -9,7 +10,7 @@ from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measuring.measure import (halves, judged, kinds_of, last_rows, prefix_of,
                                          score)
-from vdp_utils.measuring.pruned.conditions import (NONE, AnswerCondition, pruned_around,
+from vdp_utils.measuring.pruned.conditions import (AnswerCondition, Pruning, pruned_around,
                                                    pruned_place)
 from vdp_utils.measuring.pruned.unpruned import Unpruned
 from vdp_utils.sources.samples import Sample
@@ -17,59 +18,41 @@ from vdp_utils.sources.samples import Sample
 
 @torch.no_grad()
 def answers_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
-    """Rows of one sample: each question without pruning, and pruned by every strategy and rate.
+    """Rows of one sample: each question without pruning, and pruned in every way asked for.
 
-    Columns: image_id, question_id, nouns, context_kind, context_length, image, strategy ("none"
-    without pruning), rate, mode, layer, positions; options, log_likelihoods (nats), answer,
+    Columns: image_id, question_id, nouns, context_kind, context_length, image, strategy and mode
+    ("none" without pruning), rate, layer (-1 without); options, log_likelihoods (nats), answer,
     predicted, correct and margin as `measure` has them; kept_tokens (of the context), and
     attention (of the answer position, layers x `Kind`, heads' mean, flattened float16).
     """
-    prefix = prefix_of(lvlm, sample, one)
-    if one.image in prompts.PLACES:
-        prefix.kinds[prefix.kinds == Kind.IMAGE] = Kind.CONTEXT
-    rows = []
+    prefix, rows = prefix_of(lvlm, sample, one), []
+    described = (prefix.kinds == Kind.IMAGE) & (one.image in prompts.PLACES)
+    prefix.kinds[described] = Kind.CONTEXT
     for number, question in enumerate(sample.questions):
         asking = prompts.asking(lvlm, question, one.image)
-        first = Unpruned(lvlm, prompts.join(prefix, asking), one.layer, question)
-        context = int((first.kinds == Kind.CONTEXT).sum())
-        found = [(NONE, 0.0, *first.answer, context)]
-        for rate in one.rates:
-            answers = (_during_prefill(first, one.strategies, rate) if one.mode == "prefill" else
-                       [_answer(lvlm, prefix, asking, question, first.kinds, one, text, rate)
-                        for text in one.strategies])
-            found += [(text, rate, *answer) for text, answer in zip(one.strategies, answers)]
-        for strategy, rate, scores, mass, kept in found:
+        first = Unpruned(lvlm, prompts.join(prefix, asking), one.layers, question,
+                         np.pad(described, (0, len(asking))))
+        plain, *others = one.prunings
+        found = {plain: (*first.answer, int((first.kinds == Kind.CONTEXT).sum()))}
+        if others:
+            found |= zip(others, first.answers(others))
+        for pruning, (scores, mass, kept) in found.items():
             rows.append(dict(
-                **pruned_place(sample, number, one, strategy, rate),
-                nouns="/".join(question.nouns), image=one.image, mode=one.mode, layer=one.layer,
-                positions=one.positions, **judged(question, scores), kept_tokens=kept,
+                **pruned_place(sample, number, one, pruning), nouns="/".join(question.nouns),
+                image=one.image, **judged(question, scores), kept_tokens=kept,
                 attention=halves(mass)))
     return rows
 
 
-def _during_prefill(first: Unpruned, strategies, rate: float) -> list[tuple]:
-    """What `_answer` gives, of every strategy, each going on from one unpruned pass."""
-    stays = torch.stack([first.staying(text, rate) for text in strategies])
-    kept = (stays & (first.kinds == Kind.CONTEXT)).sum(1).tolist()
-    return [(*answer, count) for answer, count in zip(first.go_on(stays), kept)]
-
-
-def _answer(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: AnswerCondition,
-            strategy: str, rate: float) -> tuple[list[float], torch.Tensor, int]:
-    """The options' scores, attention (layers, 4) and kept context under a `ContextPruner`."""
-    scores, rows, stays = _looking(lvlm, prefix, asking, question, kinds, one, strategy, rate)
-    return scores, _by_kind(rows, kinds), int((stays & (kinds == Kind.CONTEXT)).sum())
-
-
-def _looking(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: AnswerCondition,
-             strategy: str, rate: float):
-    """The options' scores, attention of the answer position (layers, L; 0 on what was dropped by
-    then), and which tokens stay, bool (L,); strategy "none" drops nothing."""
-    with pruned_around(lvlm, one, strategy, rate, kinds[None]) as pruner, record(
+def looking(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, pruning: Pruning):
+    """The options' scores, attention of the answer position (layers, L; heads' mean, 0 on what was
+    dropped by then), and which tokens stay, bool (L,), all as `ContextPruner` prunes."""
+    kinds = kinds_of(lvlm, prefix, asking).long()
+    with pruned_around(lvlm, pruning, kinds) as pruner, record(
             lvlm.model, accumulated=("last",)) as recording:
         scores = score(lvlm, prefix, None, asking, question.options)
     rows = last_rows(recording)
-    stays = torch.full_like(kinds, pruner is None, dtype=torch.bool)
+    stays = torch.full_like(kinds[0], pruner is None, dtype=torch.bool)
     if pruner:
         rows = [pruner.kept.spread(row) for row in rows]
         stays[pruner.kept.index[0]] = True
@@ -80,9 +63,10 @@ def _looking(lvlm: LVLM, prefix: Prompt, asking: Prompt, question, kinds, one: A
 def example_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
     """What pruning keeps of one sample's prompts, and where on the image the answer then looks.
 
-    Columns: image_id, question_id, context_kind, context_length, strategy, rate, question, answer,
-    predicted; texts and stays, a list of the context tokens' texts and whether each is kept; and
-    map_image: attention on each image token, layers x tokens, flattened float16, heads' mean.
+    Columns: image_id, question_id, context_kind, context_length, strategy, rate, mode, layer,
+    question, answer, predicted; texts and stays, a list of the context tokens' texts and whether
+    each is kept; and map_image: attention on each image token, layers x tokens, flattened float16,
+    heads' mean.
     """
     prefix, rows = prefix_of(lvlm, sample, one), []
     context = prefix.kinds == Kind.CONTEXT
@@ -90,18 +74,12 @@ def example_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
     for number, question in enumerate(sample.questions):
         asking = prompts.asking(lvlm, question)
         kinds = kinds_of(lvlm, prefix, asking)[0].long()
-        for strategy, rate in one.prunings:
-            scores, looks, stays = _looking(lvlm, prefix, asking, question, kinds, one, strategy,
-                                            rate)
+        for pruning in one.prunings:
+            scores, looks, stays = looking(lvlm, prefix, asking, question, pruning)
             found = judged(question, scores)
             rows.append(dict(
-                **pruned_place(sample, number, one, strategy, rate),
+                **pruned_place(sample, number, one, pruning),
                 question=question.text, answer=found["answer"], predicted=found["predicted"],
                 texts=texts, stays=stays[kinds == Kind.CONTEXT].tolist(),
                 map_image=halves(looks[:, kinds == Kind.IMAGE])))
     return rows
-
-
-def _by_kind(rows: torch.Tensor, kinds: torch.Tensor) -> torch.Tensor:
-    """Attention (n, keys) summed by the keys' kind: (n, 4)."""
-    return rows.new_zeros(len(rows), len(Kind)).index_add_(1, kinds.long(), rows)

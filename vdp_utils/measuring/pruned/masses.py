@@ -25,11 +25,11 @@ def _last_rows(lvlm: LVLM, inputs: dict) -> list[torch.Tensor]:
 def masses_sample(lvlm: LVLM, sample: Sample, one: PrunedCondition) -> list[dict]:
     """What dropping context does to the answer position's attention: rows as `measure` stores them.
 
-    Columns: image_id, question_id, context_kind, context_length, and flat float32 lists of layers
-    (`before`: the image's mass without pruning) or rates x layers. Of every rate and layer, means
-    over heads: `predicted`, the image's mass with queries and keys held fixed (theory (1)),
-    `after`, as measured; `entropy_before`, `entropy_frozen` (held fixed), `entropy_after`; and
-    shares of heads: `mass_falls` and `entropy_rises` with queries and keys held fixed,
+    Columns: image_id, question_id, context_kind, context_length, layer (that scores), and flat
+    float32 lists of layers (`before`: the image's mass without pruning) or rates x layers. Of every
+    rate and layer, means over heads: `predicted`, the image's mass with queries and keys held fixed
+    (theory (1)), `after`, as measured; `entropy_before`, `entropy_frozen` (held fixed),
+    `entropy_after`; and shares of heads: `mass_falls` and `entropy_rises` with both held fixed,
     `falls_measured`, `premise` (of theory (b): no dropped weight exceeds a kept one) and
     `exceptions` (to (a), (b) or (c); theorems have none).
     """
@@ -63,6 +63,7 @@ def masses_sample(lvlm: LVLM, sample: Sample, one: PrunedCondition) -> list[dict
                     exceptions=exception).items():
                 found[name].append(values.double().mean(-1))
         rows.append(dict(
-            **place(sample, number, one), before=visual.mean(-1).float().cpu().numpy(),
+            **place(sample, number, one), layer=one.layer,
+            before=visual.mean(-1).float().cpu().numpy(),
             **{name: torch.cat(values).float().cpu().numpy() for name, values in found.items()}))
     return rows

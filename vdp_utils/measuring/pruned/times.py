@@ -13,8 +13,8 @@ from vdp_utils.sources.samples import Sample
 def times_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]:
     """Rows of one sample: each question's prompt timed without pruning, and pruned in each mode.
 
-    Plain and pruned passes take turns, after a plain one that is not timed. Columns: image_id,
-    question_id, context_kind, context_length, strategy ("none" without pruning), rate, mode;
+    A plain pass that is not timed goes before. Columns: image_id, question_id, context_kind,
+    context_length, strategy and mode ("none" without pruning), rate, layer (-1 without);
     ttft_s (the prompt, image included), tpot_s (mean of the next `timing.DECODED`) and
     cache_bytes (of the prompt).
     """
@@ -22,9 +22,8 @@ def times_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dict]
     for number, question in enumerate(sample.questions):
         inputs, kinds = asked(lvlm, sample, one, question)
         lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
-        for strategy, rate in one.prunings:
-            with pruned_around(lvlm, one, strategy, rate, kinds):
+        for pruning in one.prunings:
+            with pruned_around(lvlm, pruning, kinds):
                 found = timing.prefill_and_decode(lvlm.model, inputs)
-            rows.append(dict(
-                **pruned_place(sample, number, one, strategy, rate), mode=one.mode, **found))
+            rows.append(dict(**pruned_place(sample, number, one, pruning), **found))
     return rows
