@@ -1,6 +1,7 @@
 """What a strategy needs to know of a prompt: words, marks and likelihoods, and what is recorded."""
 
 import contextlib
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,11 @@ class Prompt:
         if any(len(row[some].unique()) < int(some.sum()) for row, some in zip(text, context)):
             raise VDPError("context tokens share positions, as Placement('squeezed') lets them, "
                            "and so cannot be closed up: use positions='kept'")
+
+
+def named(function, args: tuple, kwargs: dict) -> dict:
+    """All arguments of a call by name."""
+    return kwargs | dict(zip(inspect.signature(function).parameters, args)) if args else kwargs
 
 
 def known_tokens(model, arrived: dict, kwargs: dict, kinds=None, processor=None, span=None):

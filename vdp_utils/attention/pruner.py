@@ -5,11 +5,10 @@ three `ways`; image, question and template tokens always stay (Zhou et al., arXi
 """
 
 import contextlib
-import inspect
 
 import torch
 
-from vdp_utils.attention.evidence import Prompt, known_tokens, likelihoods
+from vdp_utils.attention.evidence import Prompt, known_tokens, likelihoods, named
 from vdp_utils.attention.kept import Behind, Kept, droppable, kept_count
 from vdp_utils.attention.recording import decoder_of, record, refuse_output_attentions
 from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS, Evidence, find_strategy
@@ -141,8 +140,3 @@ class ContextPruner:
                                  for row in zip(kinds, real)))
         rows = [Evidence(*row, **self.options) for row in zip(kinds, real, candidates)]
         return Prompt(kwargs, ids, kinds, real, self.strategy, rows, lost, self.compact)
-
-
-def named(function, args: tuple, kwargs: dict) -> dict:
-    """All arguments of a call by name."""
-    return kwargs | dict(zip(inspect.signature(function).parameters, args)) if args else kwargs
