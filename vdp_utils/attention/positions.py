@@ -7,6 +7,7 @@ add one, write one function with `@placement`, from `Places` to how far each tok
 """
 
 import contextlib
+import itertools
 import weakref
 from dataclasses import dataclass
 
@@ -36,6 +37,7 @@ class Places:
 PLACEMENTS: dict[str, callable] = {}
 TO_A_LENGTH, IMAGES = ("squeezed", "gap"), ("all", "last")
 _PLACED: weakref.WeakSet = weakref.WeakSet()  # decoders whose tokens are being placed
+_BLOCKS = itertools.count()
 
 
 def placement(function):
@@ -127,8 +129,7 @@ class Placement:
         decoder = decoder_of(model)
         if self.model is not None or decoder in _PLACED:
             raise VDPError("placements do not nest: leave the other Placement's block first")
-        self.model, self._arrived, self._reached = model, {}, None
-        self._filled = weakref.WeakKeyDictionary()  # cache -> (model's next, own next, its length)
+        self.model, self._arrived, self._reached, self._block = model, {}, None, next(_BLOCKS)
         with contextlib.ExitStack() as hooks:
             _PLACED.add(decoder)
             hooks.callback(_PLACED.discard, decoder)
@@ -186,18 +187,18 @@ class Placement:
         return own[-1], own[-1] + by[-1]
 
     def _leave(self, decoder, args, output):
-        """The decoder has read a prompt: remember where its cache ends."""
+        """The decoder has read a prompt: note on its cache, for copies too, where it ends."""
         cache = getattr(output, "past_key_values", None)
         if self._reached is not None and cache is not None:
-            self._filled[cache] = (*self._reached, cache.get_seq_length())
+            cache.vdp_placed = self._block, cache.get_seq_length(), *self._reached
         self._reached = None
 
     def _behind(self, cache, count: int) -> list[torch.Tensor]:
         """The positions of `count` tokens behind a cache, as the model has them and as placed."""
-        if cache not in self._filled:
-            raise VDPError("the cache handed in was filled outside this block, or is a copy: its "
-                           "positions are fixed. Read the whole prompt inside the block")
-        *starts, length = self._filled[cache]
+        block, length, *starts = getattr(cache, "vdp_placed", (None, None))
+        if block != self._block:
+            raise VDPError("the cache handed in was filled outside this block: its positions are "
+                           "fixed. Read the prompt inside the block, from its first token on")
         done = cache.get_seq_length() - length
         return [(start + done)[:, None] + torch.arange(count, device=start.device)
                 for start in starts]
