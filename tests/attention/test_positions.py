@@ -229,7 +229,7 @@ def test_near_moves_images_in_order_or_the_last_ones(text, images, expected):
     ("TICCQT", "gap", 9, [0, 1, 2, 3, 13, 14, 15]), ("TIC", "gap", 9, [0, 1, 2, 12]),
     ("TICCCCQ", "squeezed", 2, [0, 1, 2, 2, 3, 3, 4, 5]),
     ("CCICCTQ", "squeezed", 2, [0, 0, 1, 2, 2, 3, 4, 5]),
-    ("TICCQ", "squeezed", 2, [0, 1, 2, 3, 4, 5]), ("TIQ", "squeezed", 5, [0, 1, 2, 3])])
+    ("TICCQ", "squeezed", 5, [0, 1, 2, 3, 4, 5]), ("TIQ", "squeezed", 5, [0, 1, 2, 3])])
 def test_gap_and_squeezed_move_what_they_say(text, kind, length, expected):
     assert places_of(text, kind, length) == expected
 

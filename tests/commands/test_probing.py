@@ -38,7 +38,7 @@ def test_it_prints_a_table_and_sentences_and_draws_a_figure(asked, tmp_path, mon
         "0: no text": 1, "32: no text": 1, "32: text about other images": 4,
         "32: misleading text": 4, "600: no text": 1, "600: text about other images": 5,
         "600: misleading text": 5}  # 32 tokens need no squeezing
-    assert text.count("With nothing before the question") == text.count("What changes it") == 1
+    assert text.count("With nothing before the question") == text.count("What helps or harms") == 1
     assert {path.name for path in tmp_path.glob("probe.*")} == {"probe.png", "probe.pdf"}
     monkeypatch.setattr(probe, "placed_sample", lambda *_: 1 / 0)  # nothing is measured again
     assert asked()[0] == text

@@ -45,9 +45,8 @@ def test_a_loss_to_distance_is_told_from_one_to_words():
         ("other", "near"): 0.4, ("other", "pruned 0.9"): 0.1, ("mentions", "context"): -0.4,
         ("mentions", "words"): 0, ("mentions", "near"): 0.4, ("mentions", "pruned 0.9"): 0.4}
     first, second, third = said(made(DISTANCE))
-    assert first.startswith("With nothing before the question the balanced accuracy of a model is "
-                            "1.00 [1.00, 1.00]; 2048 tokens of text about other images change it "
-                            "by -0.40 [")
+    assert first.startswith("With nothing before the question a model has a balanced accuracy of "
+                            "1.00 [1.00, 1.00]; 2048 tokens about other images change it by -0.40 [")
     assert second.startswith("After text about other images the loss comes from the distance, "
                              "after misleading text the loss comes from the distance: ")
     assert "other images near +0.40 [" in third and "pruned 0.9 +0.10" not in third
@@ -59,9 +58,9 @@ def test_a_loss_to_words_is_told_from_one_to_distance():
     assert "other images change it by +0.00 [+0.00, +0.00] (not significant)" in first
     assert second.startswith("After text about other images nothing is lost for sure, after "
                              "misleading text the loss comes from the words: ")
-    assert third == ("What changes it against the prompt as it is: after text about other images "
-                     f"nothing significantly; after misleading text {third.split('text ')[-1]}")
-    assert third.split("text ")[-1].startswith("pruned 0.9 +0.40 [") and "near" not in third
+    assert third.startswith("What helps or harms: after text about other images nothing "
+                            "significant; after misleading text pruned 0.9 +0.40 [")
+    assert "near" not in third
 
 
 def test_both_parts_of_a_loss_are_named():
@@ -72,8 +71,8 @@ def test_both_parts_of_a_loss_are_named():
 def test_where_nothing_is_significant_it_says_so():
     first, second, third = said(made({("other", "as it is"): 0.9}))
     assert first.count("not significant") == 2 and second.count("nothing is lost for sure") == 2
-    assert third == ("What changes it against the prompt as it is: after text about other images "
-                     "nothing significantly; after misleading text nothing significantly.")
+    assert third == ("What helps or harms: after text about other images nothing significant; "
+                     "after misleading text nothing significant.")
 
 
 def test_only_the_longest_length_is_spoken_of():

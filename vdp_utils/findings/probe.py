@@ -87,15 +87,15 @@ def sentences(table: pd.DataFrame, bare: Estimate, model: str) -> list[str]:
         mine = table.loc[kind].drop(index=["context", "words"])
         mine = mine[mine["p_holm"] < 0.05].sort_values("value", ascending=False)
         changes = ", ".join(f"{effect} {said[kind, effect]}" for effect in mine.index)
-        helps.append(f"after {TEXTS[kind]} {changes or 'nothing significantly'}")
+        helps.append(f"after {TEXTS[kind]} {changes or 'nothing significant'}")
     return [
-        f"With nothing before the question the balanced accuracy of {model} is {bare.value:.2f} "
-        f"[{bare.low:.2f}, {bare.high:.2f}]; {length} tokens of text about other images change it "
-        f"by {said[first, 'context']}, of misleading text by {said[second, 'context']}.",
-        f"After {TEXTS[first]} {sources[0]}, after {TEXTS[second]} {sources[1]}: the same distance "
-        f"without text changes it by {said[NO_TEXT, 'distance']}, the words on top of that by "
-        f"{said[first, 'words']} and, where they mislead, by {said[second, 'words']}.",
-        f"What changes it against the prompt as it is: {'; '.join(helps)}."]
+        f"With nothing before the question {model} has a balanced accuracy of {bare.value:.2f} "
+        f"[{bare.low:.2f}, {bare.high:.2f}]; {length} tokens about other images change it by "
+        f"{said[first, 'context']}, misleading ones by {said[second, 'context']}.",
+        f"After {TEXTS[first]} {sources[0]}, after {TEXTS[second]} {sources[1]}: distance alone "
+        f"changes it by {said[NO_TEXT, 'distance']}, the words on top by {said[first, 'words']} "
+        f"and, where they mislead, by {said[second, 'words']}.",
+        f"What helps or harms: {'; '.join(helps)}."]
 
 
 def _source(lost: set, kind: str) -> str:
