@@ -362,7 +362,7 @@ def test_a_compact_prompt_is_placed_as_if_it_had_been_short(name, kind):
     model, images = build(name)
     inputs, kinds = prompt(name, images)
     more = torch.tensor([[7, 30, 12]])
-    with placed(kind, kinds)(model), halved(kinds, "rerun", positions="compact")(model) as pruner:
+    with halved(kinds, "rerun", positions="compact")(model) as pruner, placed(kind, kinds)(model):
         ids, logits = generated(model, inputs, STEPS)
         _, behind, _ = steps(model, inputs, more)
     short = shortened(inputs, pruner.kept.index[0].tolist())

@@ -29,8 +29,8 @@ def placed_condition(lvlm: LVLM, context_kind: str, context_length: int, placeme
                      places: int = 0, rate: float = 0.0) -> PlacedCondition:
     """A condition with placed tokens. VDPError for one that the model cannot be put under.
 
-    Pruning scores at an eighth of the depth, but never at the first layer, whose attention has
-    seen nothing of the context yet.
+    Pruning scores at an eighth of the depth, but never at the first layer, whose queries and keys
+    know of one token each.
     """
     base = condition(lvlm, context_kind, context_length)
     if placement == "gap":
