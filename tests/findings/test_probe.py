@@ -46,7 +46,8 @@ def test_a_loss_to_distance_is_told_from_one_to_words():
         ("mentions", "words"): 0, ("mentions", "near"): 0.4, ("mentions", "pruned 0.9"): 0.4}
     first, second, third = said(made(DISTANCE))
     assert first.startswith("With nothing before the question a model has a balanced accuracy of "
-                            "1.00 [1.00, 1.00]; 2048 tokens about other images change it by -0.40 [")
+                            "1.00 [1.00, 1.00]; 2048 tokens about other images change it by "
+                            "-0.40 [")
     assert second.startswith("After text about other images the loss comes from the distance, "
                              "after misleading text the loss comes from the distance: ")
     assert "other images near +0.40 [" in third and "pruned 0.9 +0.10" not in third
