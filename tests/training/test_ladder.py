@@ -210,7 +210,7 @@ def test_all_instruments_see_the_same_questions(base, made):
                     for n in range(2_000)] for name, instrument in INSTRUMENTS.items()}
     assert drawn["short"] == drawn["s"] == drawn["far"]
     share = {kind: drawn["s"].count(kind) / 2_000 for kind in KINDS}
-    wanted = dict(image=2 / 3 * 7 / 8, several=2 / 3 / 8, words=1 / 4, long=1 / 12)
+    wanted = dict(image=7 / 16, several=1 / 16, words=3 / 8, long=1 / 8)
     assert share == pytest.approx(wanted, abs=0.03)
 
 

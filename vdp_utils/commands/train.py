@@ -9,11 +9,12 @@ from vdp_utils.lvlm.load import LVLM, MODELS, build_embedded, manifest
 from vdp_utils.lvlm.names import SIZES
 from vdp_utils.training.dialogue import (add_lora, export, load_export, train_answers,
                                          train_projector)
-from vdp_utils.training.ladder import GAPS, INSTRUMENTS, RATES, train_further
+from vdp_utils.training.ladder import GAPS, INSTRUMENTS, train_further
 from vdp_utils.training.loop import DEVICE, load_stage
 from vdp_utils.training.packing import NAMING_QUESTIONS, ORACLE_QUESTIONS
 from vdp_utils.training.tower import train_tower
 
+JOINT = {"decoder": 3e-4, "projector": 2e-4, "tower": 5e-5}  # learning rates of the last stage
 # stage -> share of the minutes
 SHARES = {"tower": 0.2, "projector": 0.15, "oracle": 0.25, "naming": 0.2, "joint": 0.2}
 
@@ -73,7 +74,7 @@ def train(size="s", minutes=70.0, state="build/training", start_from=None, instr
                     instrument=instrument, steps=steps, seed=seed,
                     start_sha256=origin["weights_sha256"])
     else:
-        train_answers(own, stage, minutes[stage], log, lvlm, RATES)
+        train_answers(own, stage, minutes[stage], log, lvlm, JOINT)
     before = (start / "training_log.csv" if start else shared_log).read_text()
     export(lvlm, layers, folder, **more)
     (folder / "training_log.csv").write_text(
