@@ -8,6 +8,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a core each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """The slowest first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture(scope="session")
 def make_tokenizer():
     """make_tokenizer(words=False): a tokenizer trained on a few dialogues about scenes.

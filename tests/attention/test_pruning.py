@@ -264,11 +264,19 @@ def test_without_a_cache_gaps_in_the_positions_do_not_split_the_prompt(name, mod
     assert difference(logits, full[:, kept]) <= 1e-5
 
 
+def shortened(inputs, kept):
+    """A prompt's inputs with some of its tokens only."""
+    length = inputs["input_ids"].shape[1]
+    return {key: x[:, kept] if x.shape[:2] == (1, length) else x for key, x in inputs.items()}
+
+
 @pytest.mark.parametrize("cached", [True, False])
-def test_compact_equals_the_shortened_prompt(llava, cached):
-    model, inputs, kinds = llava
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen3_vl", "gemma3", "paligemma"])
+def test_compact_equals_the_shortened_prompt(name, cached):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
     kept, _ = split(model, inputs, kinds)
-    short = inputs | {key: inputs[key][:, kept] for key in ("input_ids", "attention_mask")}
+    short = shortened(inputs, kept)
     plain = run(model, short, use_cache=cached).logits
     with halved(kinds, "compress", positions="compact")(model):
         assert difference(run(model, inputs, use_cache=cached).logits, plain) <= 1e-5
@@ -280,15 +288,31 @@ def test_compact_equals_the_shortened_prompt(llava, cached):
         assert difference(logits, expected) <= 1e-5
 
 
-def test_compact_generates_what_the_shortened_prompt_generates(llava):
-    model, inputs, kinds = llava
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_compact_generates_what_the_shortened_prompt_generates(name):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
     kept, _ = split(model, inputs, kinds)
-    short = inputs | {key: inputs[key][:, kept] for key in ("input_ids", "attention_mask")}
-    ids, expected = generated(model, short)
+    ids, expected = generated(model, shortened(inputs, kept))
     with halved(kinds, "compress", positions="compact")(model):
         pruned_ids, logits = generated(model, inputs)
     assert difference(logits, expected) <= 1e-5
     assert torch.equal(ids, pruned_ids)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_in_a_padded_batch_each_prompt_closes_up(name, side):
+    model, images = build(name)
+    prompts = two(name, images)
+    inputs, kinds, _ = batched(prompts, side)
+    ids = torch.tensor([[7, 30, 12], [40, 9, 21]])
+    with halved(kinds, "compress", positions="compact")(model) as pruner:
+        logits, behind, _ = steps(model, inputs, ids)
+    for row, (expected, _, expected_behind) in enumerate(
+            alone(name, prompts, "compress", ids, positions="compact")):
+        assert difference(logits[row][pruner.kept.real[row]], expected) <= 1e-5
+        assert difference(behind[row], expected_behind) <= 1e-5
 
 
 # ---- batches
@@ -631,12 +655,12 @@ def test_deep_image_features_are_not_lost_unseen():
     refused(model, inputs, halved(kinds, layer=0), "adds image features after layers 0 to 1")
 
 
-def test_positions_in_three_dimensions_are_not_closed_up():
+def test_a_grid_of_positions_that_loses_tokens_is_not_closed_up():
     for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
         model, images = build(name)
         inputs, kinds = prompt(name, images)
-        with pytest.raises(VDPError, match="positions in three dimensions"):
-            with halved(kinds, "compress", positions="compact")(model):
+        with pytest.raises(VDPError, match="'fastv_visual' drops image tokens, whose positions"):
+            with halved(kinds, "compress", positions="compact", strategy="fastv_visual")(model):
                 run(model, inputs)
         assert untouched(model)
 

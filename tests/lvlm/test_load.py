@@ -373,10 +373,10 @@ def test_a_thousand_tokens_are_read_in_about_a_second(embedded, capsys):
     prefix = prompts.shared_prefix(lvlm, sample, "same_image", length)
     assert len(prefix) == 1024
     for _ in range(3):
-        started = time.perf_counter()
+        started = time.process_time()  # whatever else the machine does
         with torch.no_grad():
             prefill(lvlm, prefix)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     with capsys.disabled():
         print(f"\n1024 tokens are read in {statistics.median(seconds):.2f} s (wanted: 1.5)")
     assert statistics.median(seconds) < 3

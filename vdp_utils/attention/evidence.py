@@ -1,6 +1,7 @@
 """What a strategy needs to know of a prompt: words, marks and likelihoods, and what is recorded."""
 
 import contextlib
+import inspect
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from vdp_utils.attention.kept import Kept, chosen, staying
 from vdp_utils.attention.recording import SETS, record, take
 from vdp_utils.attention.strategies import Evidence, Strategy
-from vdp_utils.attention.tokens import Kind, pieces
+from vdp_utils.attention.tokens import Kind, image_token_id, pieces, token_kinds
 from vdp_utils.errors import VDPError
 
 ALONE = dict(past_key_values=None, use_cache=False)  # a pass that leaves no trace
@@ -51,17 +52,59 @@ class Prompt:
         for found in (recording or {}).values():
             for row, one in enumerate(self.rows):
                 one.recorded(found, row)
-        kept = Kept.where(torch.stack([staying(self.strategy, one, one.candidates, lost)
-                                       for one, lost in zip(self.rows, self.lost)]))
-        positions = self.kwargs.get("position_ids")
+        stays = torch.stack([staying(self.strategy, one, one.candidates, lost)
+                             for one, lost in zip(self.rows, self.lost)])
+        kept, positions = Kept.where(stays), self.kwargs.get("position_ids")
+        if positions is None:
+            positions = torch.arange(self.real.shape[1], device=stays.device)[None]
+        text = (positions if positions.dim() == 2 else positions[-1]).expand_as(stays)
         last = self.real.shape[1] - 1 - self.real.flip(1).int().argmax(1)
+        kept.next_position = take(text, last[:, None], 1)[:, 0] + 1
         if self.compact:
-            last = kept.real.sum(1) - 1
-        elif positions is not None:
-            text = positions if positions.dim() == 2 else positions[0]
-            last = take(text, last[:, None], 1)[:, 0]
-        kept.next_position = last + 1
+            self._check_compact(text, stays, positions.dim() == 3)
+            gone = text.masked_fill(stays | ~self.real, torch.iinfo(text.dtype).max).sort(1).values
+            kept.closing = torch.searchsorted(gone, take(text, kept.index, 1))
+            kept.next_position -= (self.real & ~stays).sum(1)
         return kept
+
+    def _check_compact(self, text: torch.Tensor, stays: torch.Tensor, grids: bool) -> None:
+        """VDPError where positions cannot close up: an image's grid has no one line of them."""
+        context = self.real & (self.kinds == Kind.CONTEXT)
+        if grids and bool((self.real & ~stays & ~context).any()):
+            raise VDPError(f"strategy {self.strategy.name!r} drops image tokens, whose positions "
+                           "in three dimensions cannot be closed up: use positions='kept'")
+        if any(len(row[some].unique()) < int(some.sum()) for row, some in zip(text, context)):
+            raise VDPError("context tokens share positions, as Placement('squeezed') lets them, "
+                           "and so cannot be closed up: use positions='kept'")
+
+
+def named(function, args: tuple, kwargs: dict) -> dict:
+    """All arguments of a call by name."""
+    return kwargs | dict(zip(inspect.signature(function).parameters, args)) if args else kwargs
+
+
+def known_tokens(model, arrived: dict, kwargs: dict, kinds=None, processor=None, span=None):
+    """What is known of a prompt's tokens: ids or None, kinds and whether real, (B, L) each.
+
+    `arrived` are the model's arguments, `kwargs` the decoder's, inputs_embeds among them; `kinds`,
+    `processor` and `span` are as `ContextPruner` takes them. VDPError where kinds cannot be told.
+    """
+    ids, mask, embeds = arrived.get("input_ids"), arrived.get("attention_mask"), kwargs.get(
+        "inputs_embeds")
+    if embeds is None:
+        embeds = ids = kwargs["input_ids"]
+    mask = kwargs.get("attention_mask") if mask is None else mask
+    if kinds is not None:
+        kinds = fitted("kinds", kinds, embeds).long()
+    elif ids is not None and ids.shape[1] == embeds.shape[1]:
+        kinds = token_kinds(ids, None if span else processor, image_token_id(model.config), span)
+    else:
+        raise VDPError(f"{type(model).__name__} hands its language model {embeds.shape[1]} "
+                       "embeddings whose tokens are not known: give kinds= (1, L), one for each")
+    real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
+        real = mask.to(embeds.device).bool()
+    return ids, kinds, real
 
 
 def fitted(name: str, given: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:

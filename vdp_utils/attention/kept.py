@@ -75,6 +75,7 @@ class Kept:
     length: int  # of the prompt before
     next_position: torch.Tensor | None = None  # (B,): of the next token, where any was dropped
     seen: torch.Tensor | None = None  # (B, m): positions of all keys, where a cache holds some
+    closing: torch.Tensor | None = None  # (B, n): by how much each closes up, where they do
 
     @classmethod
     def where(cls, stays: torch.Tensor) -> "Kept":

@@ -60,14 +60,10 @@ def compress(model, forward, at: int, prompt: Prompt) -> tuple[object, Kept]:
         short["attention_mask"] = kept.mask4d(mask)
     else:  # ones, never None: positions with gaps would be read as packed sequences
         short["attention_mask"] = kept.mask2d(0)
-    positions = short.get("position_ids")
-    if prompt.compact and positions is not None and positions.dim() == 3:
-        raise VDPError(f"{type(model).__name__} has positions in three dimensions, which cannot "
-                       "be closed up: use positions='kept'")
-    if prompt.compact:
-        short["position_ids"] = (kept.real.cumsum(1) - 1).clamp(min=0)
-    elif positions is None:
+    if short.get("position_ids") is None:
         short["position_ids"] = kept.index
+    if prompt.compact:
+        short["position_ids"] = short["position_ids"] - kept.closing
     return forward(**short), kept
 
 

@@ -5,16 +5,14 @@ three `modes`; image, question and template tokens always stay (Zhou et al., arX
 """
 
 import contextlib
-import inspect
 
 import torch
 
-from vdp_utils.attention.evidence import Prompt, fitted, likelihoods
+from vdp_utils.attention.evidence import Prompt, known_tokens, likelihoods, named
 from vdp_utils.attention.kept import Continuation, Kept, droppable, kept_count
 from vdp_utils.attention.modes import MODES, check_architecture, prunable_cache
 from vdp_utils.attention.recording import decoder_of, record, refuse_output_attentions
 from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS, Evidence, find_strategy
-from vdp_utils.attention.tokens import image_token_id, token_kinds
 from vdp_utils.errors import VDPError
 
 
@@ -144,30 +142,12 @@ class ContextPruner:
     def _prompt(self, kwargs: dict) -> Prompt:
         """What the decoder is called with, and what may go of it."""
         arrived, self._arrived = self._arrived, {}
-        ids, mask = arrived.get("input_ids"), arrived.get("attention_mask")
-        mask = kwargs.get("attention_mask") if mask is None else mask
+        ids, kinds, real = known_tokens(self.model, arrived, kwargs, self.kinds, self.processor,
+                                        self.span)
         if kwargs.get("inputs_embeds") is None:
-            ids = kwargs.pop("input_ids")
-            kwargs["inputs_embeds"] = decoder_of(self.model).get_input_embeddings()(ids)
-        embeds = kwargs["inputs_embeds"]
-        if self.kinds is not None:
-            kinds = fitted("kinds", self.kinds, embeds).long()
-        elif ids is not None and ids.shape[1] == embeds.shape[1]:
-            kinds = token_kinds(ids, None if self.span else self.processor,
-                                image_token_id(self.model.config), self.span)
-        else:
-            raise VDPError(f"{type(self.model).__name__} hands its language model "
-                           f"{embeds.shape[1]} embeddings whose tokens are not known: give "
-                           "kinds= (1, L), one for each")
-        real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-        if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-            real = mask.to(embeds.device).bool()
+            kwargs["inputs_embeds"] = decoder_of(self.model).get_input_embeddings()(
+                kwargs.pop("input_ids"))
         candidates, lost = zip(*(droppable(self.strategy, self.rate, *row)
                                  for row in zip(kinds, real)))
         rows = [Evidence(*row, **self.options) for row in zip(kinds, real, candidates)]
         return Prompt(kwargs, ids, kinds, real, self.strategy, rows, lost, self.compact)
-
-
-def named(function, args: tuple, kwargs: dict) -> dict:
-    """All arguments of a call by name."""
-    return kwargs | dict(zip(inspect.signature(function).parameters, args)) if args else kwargs

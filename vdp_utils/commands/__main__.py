@@ -88,6 +88,26 @@ def baselines(profile: Profile = "quick", length: Lengths = (1024, 2048), repeat
 
 
 @app.command()
+def probe(
+    model: Annotated[str, Argument(help="A hub id, a model folder, or embedded-s.")],
+    images: Annotated[int, Option(
+        min=2, help="Each with one yes- and one no-question.")] = 24,
+    length: Lengths = (2048,),
+    device: Annotated[str | None, Option(
+        show_default="cuda where it is", help="cpu, cuda, cuda:N, mps or auto.")] = None,
+    dtype: Annotated[str, Option(help="float32, bfloat16, float16, or auto: as stored.")] = "auto",
+    out: Annotated[Path | None, Option(
+        show_default="build/probe/MODEL",
+        help="Folder of rows and figure; what it has is not measured again.")] = None,
+    as_json: Annotated[bool, Option("--json", help="Print JSON instead.")] = False,
+):
+    """Say what a model loses to text, what to distance, and what helps."""
+    from vdp_utils.commands.probe import probe
+
+    probe(model, images, length, device, dtype, out, as_json)
+
+
+@app.command()
 def train(
     size: Size = "s",
     minutes: Annotated[float, Option(help="For all stages together.")] = 70,

@@ -1,0 +1,79 @@
+"""Answers with tokens at other positions, pruned or not: what text costs, and what distance."""
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from vdp_utils.attention.positions import Placement
+from vdp_utils.attention.pruner import ContextPruner, default_layer
+from vdp_utils.attention.recording import decoder_of
+from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import LVLM
+from vdp_utils.measuring.measure import (Condition, condition, judged, kinds_of, place, prefill,
+                                         prefix_of, score)
+from vdp_utils.sources.samples import Sample
+
+
+@dataclass(frozen=True)
+class PlacedCondition(Condition):
+    """A condition under a `Placement`; at a rate above 0 the shortened prompt runs, compact."""
+
+    placement: str = "plain"
+    places: int = 0  # positions that `gap` adds or `squeezed` leaves
+    rate: float = 0.0
+    layer: int = 0  # that scores
+
+
+def placed_condition(lvlm: LVLM, context_kind: str, context_length: int, placement: str = "plain",
+                     places: int = 0, rate: float = 0.0) -> PlacedCondition:
+    """A condition with placed tokens. VDPError for one that the model cannot be put under."""
+    base = condition(lvlm, context_kind, context_length)
+    if placement == "gap":
+        prompts.check_length(lvlm, context_length + places)
+    one = PlacedCondition(**vars(base), placement=placement, places=places, rate=rate,
+                          layer=default_layer(len(decoder_of(lvlm.model).layers)) if rate else 0)
+    _placed(lvlm, one, torch.zeros(1, 1))
+    return one
+
+
+@contextmanager
+def _around(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor):
+    """Tokens stand, and are pruned, as the condition says; `kinds` (1, L) are the prompt's."""
+    with ExitStack() as stack:
+        for each in _placed(lvlm, one, kinds):
+            stack.enter_context(each(lvlm.model))
+        yield
+
+
+def _placed(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor) -> list:
+    """The condition's `Placement` and, where it prunes, its `ContextPruner`."""
+    found = [Placement(one.placement, one.places or None, kinds=kinds)]
+    if one.rate:
+        found.append(ContextPruner(one.rate, mode="compress", layer=one.layer, positions="compact",
+                                   kinds=kinds, processor=lvlm.processor))
+    return found
+
+
+@torch.no_grad()
+def placed_sample(lvlm: LVLM, sample: Sample, one: PlacedCondition) -> list[dict]:
+    """Rows of one sample, as `measure` stores them: each question with its prompt placed so.
+
+    Columns: image_id, question_id, context_kind, context_length, placement, places, rate; options,
+    log_likelihoods (nats), answer, predicted, correct and margin as `measure` has them. Without
+    pruning, which looks at the question too, all questions continue one cached prefix.
+    """
+    prefix, scores = prefix_of(lvlm, sample, one), []
+    asking = [prompts.asking(lvlm, question) for question in sample.questions]
+    if one.rate:
+        for question, asked in zip(sample.questions, asking):
+            with _around(lvlm, one, kinds_of(lvlm, prefix, asked)):
+                scores.append(score(lvlm, prefix, None, asked, question.options))
+    else:
+        with _around(lvlm, one, kinds_of(lvlm, prefix)):
+            cache = prefill(lvlm, prefix)
+            scores = [score(lvlm, prefix, cache, asked, question.options)
+                      for question, asked in zip(sample.questions, asking)]
+    return [dict(**place(sample, number, one), placement=one.placement, places=one.places,
+                 rate=one.rate, **judged(question, scores[number]))
+            for number, question in enumerate(sample.questions)]
