@@ -33,7 +33,7 @@ def test_an_answer_is_that_of_its_whole_prompt_placed_and_pruned_so(uneven, samp
         kinds = kinds_of(uneven, prefix, asked)
         with torch.no_grad(), Placement(placement, places or None, kinds=kinds)(uneven.model):
             if rate:
-                with ContextPruner(rate, mode="compress", layer=1, positions="compact",
+                with ContextPruner(rate, mode="compress", positions="compact",
                                    kinds=kinds)(uneven.model):
                     expected = score(uneven, prefix, None, asked, question.options)
             else:
