@@ -1,5 +1,8 @@
 """Tiny random-weight models of every supported architecture, from configs, without a download."""
 
+import copy
+import dataclasses
+
 import torch
 import transformers as t
 
@@ -14,6 +17,15 @@ TEXT = dict(vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=64, num_hidde
 VISION = dict(hidden_size=WIDTH, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
               image_size=32, patch_size=16)
 ROPE3D = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2]}
+
+
+def louder(lvlm):
+    """A copy with larger weights, so that context and image move the answers visibly."""
+    model = copy.deepcopy(lvlm.model)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(5 if weight.ndim > 1 else 1)
+    return dataclasses.replace(lvlm, model=model)
 
 
 def _square(channels=3, size=32):

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers import DynamicCache
 
+from architectures import louder
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
@@ -24,15 +25,6 @@ COLUMNS = {"key", "image_id", "question_id", "kind", "nouns", "context_kind", "c
            "options", "attention", "head_image",
            "log_likelihoods", "answer", "predicted", "correct", "margin", "greedy", "named",
            "target_share", "seconds"}
-
-
-def louder(lvlm):
-    """A copy with larger weights, so that context and image move the answers visibly."""
-    model = copy.deepcopy(lvlm.model)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(5 if weight.ndim > 1 else 1)
-    return dataclasses.replace(lvlm, model=model)
 
 
 @pytest.fixture(scope="module")

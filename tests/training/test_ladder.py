@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from architectures import louder
 from vdp_utils.commands import train as recipe
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
@@ -33,12 +34,7 @@ IMAGE = 3  # an image token's id in made-up prefixes
 
 @pytest.fixture(scope="module")
 def base(tiny):
-    """A copy with larger weights, so that what a token sees moves its logits visibly."""
-    model = copy.deepcopy(tiny.model)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(5 if weight.ndim > 1 else 1)
-    return dataclasses.replace(tiny, model=model)
+    return louder(tiny)
 
 
 @pytest.fixture(scope="module")

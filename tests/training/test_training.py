@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
+from architectures import louder
 from vdp_utils.commands import train as recipe
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
@@ -28,18 +29,9 @@ from vdp_utils.training.packing import WEIGHTS, PackedDialogues, pack
 from vdp_utils.training.tower import BACKGROUND, GRID, labelled, object_accuracy, patch_labels
 
 
-def copied(tiny):
-    """A copy with larger weights, so that what a token sees moves its logits visibly."""
-    model = copy.deepcopy(tiny.model)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.mul_(5 if weight.ndim > 1 else 1)
-    return dataclasses.replace(tiny, model=model)
-
-
 @pytest.fixture(scope="module")
 def base(tiny):
-    return copied(tiny)
+    return louder(tiny)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from vdp_utils.attention.tokens import SLOT
 from vdp_utils.lvlm import prompts
@@ -23,7 +23,7 @@ from vdp_utils.sources.samples import Sample, one_pair, presence_samples
 from vdp_utils.training.dialogue import answer_loss, answers, evaluate, image_features
 from vdp_utils.training.loop import Run, autocast
 from vdp_utils.training.packing import (CONTEXT_RATE, DESCRIPTION_RATE, MAX_CONTEXT, QUESTIONS,
-                                        WEIGHTS, Packed, pack)
+                                        WEIGHTS, Batches, Packed, pack)
 from vdp_utils.training.tower import GRID, pixels
 
 REACH = 4_400  # positions: 4,096 tokens of context, the text description and a question
@@ -89,7 +89,7 @@ def skip(rng, ids: np.ndarray, start: int, end: int, questions: int, whole: int)
     return positions, [free - inner] * questions
 
 
-class Further(IterableDataset):
+class Further(Batches):
     """Endless batches of the further training of an instrument, from batch number `start`.
 
     A batch's rows are `image`, `text` (no image), `long` (text in a long context) or `several`
@@ -101,12 +101,6 @@ class Further(IterableDataset):
                  start: int = 0, kind: str | None = None):
         self.lvlm, self.split, self.instrument = lvlm, split, instrument
         self.seed, self.start, self.kind = seed, start, kind
-
-    def __iter__(self):
-        number = self.start
-        while True:
-            yield self.make(number)
-            number += 1
 
     def drawn_kind(self, rng) -> str:
         """What a batch's rows are."""
@@ -221,13 +215,6 @@ class Further(IterableDataset):
         answer = self.lvlm.tokenizer(question.answer, add_special_tokens=False).input_ids
         return (prompts.asking(self.lvlm, question, "own" if image else "text", lead).input_ids,
                 answer + [self.lvlm.tokenizer.eos_token_id], question.kind)
-
-    def tokens(self, text: str) -> list[int]:
-        return self.lvlm.tokenizer(text.replace("<image>", "<image>" * GRID**2),
-                                   add_special_tokens=False).input_ids
-
-    def opening(self, image: bool) -> np.ndarray:
-        return np.array(self.tokens(prompts.frame(self.lvlm.processor, image)[0]))
 
     def in_one_turn(self, turns) -> str:
         """Pictures and dialogues as one user turn: every picture stands where its dialogue does."""

@@ -69,7 +69,24 @@ def pack(rows: list[tuple[np.ndarray, list[tuple]]], pad: int, skips=None, worth
     return Packed(*tensors, **images)
 
 
-class PackedDialogues(IterableDataset):
+class Batches(IterableDataset):
+    """Endless batches from number `start`, each by `make(number)`, for `lvlm`."""
+
+    def __iter__(self):
+        number = self.start
+        while True:
+            yield self.make(number)
+            number += 1
+
+    def tokens(self, text: str) -> list[int]:
+        return self.lvlm.tokenizer(text.replace("<image>", "<image>" * GRID**2),
+                                   add_special_tokens=False).input_ids
+
+    def opening(self, image: bool) -> np.ndarray:
+        return np.array(self.tokens(prompts.frame(self.lvlm.processor, image)[0]))
+
+
+class PackedDialogues(Batches):
     """Endless batches of `batch` scenes with their questions, from batch number `start`.
 
     `image` and `context` fix what is otherwise drawn per batch: whether the scene is an image or
@@ -80,12 +97,6 @@ class PackedDialogues(IterableDataset):
                  image: bool | None = None, context: int | None = None, questions=QUESTIONS):
         self.lvlm, self.split, self.start, self.batch = lvlm, split, start, batch
         self.image, self.context, self.questions = image, context, questions
-
-    def __iter__(self):
-        number = self.start
-        while True:
-            yield self.make(number)
-            number += 1
 
     def make(self, number: int) -> Packed:
         """Batch `number`: the same on every machine."""
@@ -125,8 +136,3 @@ class PackedDialogues(IterableDataset):
         return np.concatenate([start, text]), [
             (prompts.asking(self.lvlm, q, "own" if image else "text").input_ids, x, q.kind)
             for q, x in zip(asked, answers)]
-
-    def opening(self, image: bool) -> np.ndarray:
-        before, _ = prompts.frame(self.lvlm.processor, image)
-        before = before.replace("<image>", "<image>" * GRID**2)
-        return np.array(self.lvlm.tokenizer(before, add_special_tokens=False).input_ids)
