@@ -14,7 +14,8 @@ from vdp_utils import paths
 from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import (OTHER_AND_MISLEADING, PRESENCE, attention, concentration, cost,
-                                decline, priors, proportion, ranking, recovery, text_control)
+                                decline, distance, priors, proportion, ranking, recovery,
+                                text_control)
 from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import one_pair, presence_samples
@@ -170,6 +171,16 @@ def f9(stored: Stored):
         cost.by_length(late, stored.rows(recovery.PRUNED)), stored.model)
 
 
+def d1(stored: Stored):
+    rows = stored.rows(distance.ROWS)
+    summary = distance.summary(rows)
+    yield "fig13_text_or_distance", plots.text_or_distance(summary, stored.trained, stored.model)
+    yield "fig13_parts", plots.parts(distance.parts(rows), stored.model)
+    yield "fig13_cures", plots.cures(distance.remedies(rows), distance.times(
+        stored.rows(distance.TIMES)), stored.model)
+    yield "fig13_looking", plots.looking(distance.looking(rows), summary, stored.model)
+
+
 def embedded(stored: Stored):
     log = pd.read_csv(MODELS / stored.model.removeprefix("embedded-") / "training_log.csv")
     yield "fig00_scenes", plots.gallery(presence_samples("evaluation", 8))
@@ -183,7 +194,7 @@ def benchmark(stored: Stored):
     yield "fig09_baselines", plots.baselines(tables["baselines_times"])
 
 
-OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9))
+OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9, d1))
 OF_TABLES = (embedded, benchmark)  # of the default model only
 
 

@@ -8,6 +8,7 @@ from vdp_utils.figures.bench import bench_pruning, bench_recording
 from vdp_utils.figures.concentration import concentration
 from vdp_utils.figures.cost import baselines, break_even, cost, pareto
 from vdp_utils.figures.decline import decline
+from vdp_utils.figures.distance import cures, looking, parts, text_or_distance
 from vdp_utils.figures.embedded import gallery, training_curves
 from vdp_utils.figures.priors import priors
 from vdp_utils.figures.proportion import proportion
@@ -17,6 +18,7 @@ from vdp_utils.figures.style import save
 from vdp_utils.figures.text_control import text_control
 
 __all__ = ["attention", "attention_and_cause", "attention_maps", "baselines", "bench_pruning",
-           "bench_recording", "break_even", "concentration", "cost", "decline", "gallery",
-           "pareto", "priors", "proportion", "pruned_examples", "recovery", "returning", "save",
-           "strategies", "targets", "text_control", "training_curves", "two_targets"]
+           "bench_recording", "break_even", "concentration", "cost", "cures", "decline", "gallery",
+           "looking", "pareto", "parts", "priors", "proportion", "pruned_examples", "recovery",
+           "returning", "save", "strategies", "targets", "text_control", "text_or_distance",
+           "training_curves", "two_targets"]

@@ -14,6 +14,8 @@ KINDS = {  # context kind -> (label, marker, line): colour is never the only dif
     "same_image": ("same image", "o", "-"),
     "other_images": ("other images", "s", "--"),
     "misleading": ("misleading: affirms absent objects", "^", "-."),
+    "prose": ("running prose", "D", ":"),
+    "repeated": ("one sentence, repeated", "v", (0, (5, 1, 1, 1, 1, 1))),
 }
 PALETTE = sns.color_palette("colorblind")
 COLOURS = dict(zip(KINDS, PALETTE))

@@ -4,12 +4,11 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.findings import OTHER_AND_MISLEADING
+from vdp_utils.findings.distance import AS_IT_IS, NO_TEXT, RATES, SQUEEZED, labelled
 from vdp_utils.measuring.placed import PlacedCondition, placed_condition
 from vdp_utils.stats import Estimate
 
 PROBE = "probe"  # the table of rows
-SQUEEZED, RATES = 512, (0.5, 0.9)  # positions left to the text; of pruning by the paper's rule
-NO_TEXT, AS_IT_IS = "no text", "as it is"
 TEXTS = {NO_TEXT: NO_TEXT, "other_images": "text about other images",
          "misleading": "misleading text"}
 BY = ["length", "text", "setting"]
@@ -27,17 +26,6 @@ def conditions(lvlm, lengths) -> list[PlacedCondition]:
                 found.append(placed_condition(lvlm, kind, length, "squeezed", SQUEEZED))
             found += [placed_condition(lvlm, kind, length, rate=rate) for rate in RATES]
     return found
-
-
-def labelled(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with `length` (the distance in positions), `text` (a context kind, or none) and
-    `setting` (what is done about it)."""
-    gap, pruned = rows["placement"] == "gap", rows["rate"] > 0
-    setting = rows["placement"].mask(gap | (rows["placement"] == "plain"), AS_IT_IS)
-    return rows.assign(
-        length=rows["context_length"] + rows["places"] * gap,
-        text=rows["context_kind"].mask(rows["context_length"] == 0, NO_TEXT),
-        setting=setting.mask(pruned, "pruned " + rows["rate"].astype(str)))
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,8 @@ from vdp_utils.sources.samples import PICTURES, Sample
 
 # where in the context the text description stands
 PLACES = {"text": 0.0, "text_middle": 0.5, "text_last": 1.0}
-IMAGES = (*PICTURES, "none", *PLACES)
+BESIDE = "blank_and_text"  # a blank picture, and the description amid the context, as part of it
+IMAGES = (*PICTURES, "none", *PLACES, BESIDE)
 LOOKS = {  # kind -> style of its tokens in `show`: the line below tells them apart without colour
     Kind.IMAGE: "background:#cfe8f7;border-bottom:3px double #0072b2",
     Kind.CONTEXT: "background:#fdecc8;border-bottom:2px dashed #9a6b00",
@@ -126,9 +127,19 @@ def asking(lvlm: LVLM, question: Question, image: str = "own", lead: str | None 
     `image`, as in `shared_prefix`, is a text description amid or after the context.
     """
     if lead is None:
-        lead = LEAD_ELSEWHERE if PLACES.get(image) else LEAD_AT_START
+        lead = LEAD_ELSEWHERE if _place(image) else LEAD_AT_START
     ids = lvlm.tokenizer(lead + question.text, add_special_tokens=False).input_ids
-    return join(_part(ids, Kind.QUESTION), _closing(lvlm, image in PICTURES))
+    return join(_part(ids, Kind.QUESTION), _closing(lvlm, _picture(image) is not None))
+
+
+def _picture(image: str) -> str | None:
+    """The picture at the prompt's start, if any."""
+    return "blank" if image == BESIDE else image if image in PICTURES else None
+
+
+def _place(image: str) -> float | None:
+    """After which share of the context the text description stands, if there is one."""
+    return PLACES["text_middle"] if image == BESIDE else PLACES.get(image)
 
 
 @lru_cache(maxsize=8)
@@ -191,16 +202,19 @@ def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int 
     `image` is `own`, `blank` (mid-grey), `swapped` (a picture with none of the asked nouns), `none`
     (no image tokens), or the picture's text description: before the context (`text`), between turns
     in its middle (`text_middle`) or after it (`text_last`). Its tokens are of kind IMAGE, whose
-    place they take, and no part of the context's length. `misleading`: see
+    place they take, and no part of the context's length. `blank_and_text` is a blank picture and
+    the description in the context's middle, of kind CONTEXT. `misleading`: see
     `dialogues.context_blocks`.
     """
     check_image(image)
-    start = opening(lvlm, sample.image(image) if image in PICTURES else None)
-    described = text_description(lvlm.tokenizer, sample, seed) if image in PLACES else []
+    picture, place = _picture(image), _place(image)
+    start = opening(lvlm, sample.image(picture) if picture else None)
+    described = [] if place is None else text_description(lvlm.tokenizer, sample, seed)
     check_length(lvlm, length, len(start) + len(described))
     text = context(lvlm.tokenizer, kind, sample, length, seed, misleading=misleading)
-    at = turn_start(lvlm.tokenizer, text, PLACES.get(image, 0.0))
-    return join(start, _part(text[:at], Kind.CONTEXT), _part(described, Kind.IMAGE),
+    at = turn_start(lvlm.tokenizer, text, place or 0.0)
+    return join(start, _part(text[:at], Kind.CONTEXT),
+                _part(described, Kind.CONTEXT if picture else Kind.IMAGE),
                 _part(text[at:], Kind.CONTEXT))
 
 
@@ -227,7 +241,7 @@ def show(lvlm: LVLM, sample: Sample, kind: str, length: int, image: str = "own",
     from IPython.display import HTML
 
     prefix = shared_prefix(lvlm, sample, kind, length, image=image)
-    prompt = join(prefix, asking(lvlm, sample.questions[number], image in PICTURES))
+    prompt = join(prefix, asking(lvlm, sample.questions[number], image))
     counts = np.bincount(prompt.kinds, minlength=len(Kind))
     legend = [_span(one, f"{one.name.lower()}: {counts[one]} tokens") for one in LOOKS]
     spans = ["  ".join(legend), "\n\n"]

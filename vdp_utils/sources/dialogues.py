@@ -14,7 +14,7 @@ import numpy as np
 from vdp_utils.errors import VDPError
 from vdp_utils.sources.pictures import Item, Picture
 
-CONTEXT_KINDS = ("same_image", "other_images", "misleading")
+CONTEXT_KINDS = ("same_image", "other_images", "misleading", "prose", "repeated")
 POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 NUMBERS = ("one", "two", "three", "four")
 MIDLINE_GAP = 0.08  # a position is asked only where the box centre is this far from both midlines
@@ -108,6 +108,22 @@ PLACE_NAMES = dict(kitchen="a kitchen", market="a market", street="a street", fa
 NOT_SHOWN = ["Now a picture that is not shown here.", "Here is what was said of another picture, "
              "which is not shown.", "The next picture is not shown here.",
              "Now about a picture that you cannot see.", "Another image, not shown here."]
+PROSE = {  # running text that is no dialogue and speaks of no picture
+    "when": ["In the morning", "A week later", "Before the meeting", "That winter", "At last",
+             "On the way home", "During the long night", "After the harvest", "Some years ago",
+             "Towards evening", "In the second month", "Without a word"],
+    "who": ["the old captain", "a young lawyer", "her neighbour", "the miller's daughter",
+            "the new teacher", "his cousin", "a quiet stranger", "the mayor", "one of the brothers",
+            "the doctor", "an unknown poet", "the tallest of the workers"],
+    "did": ["wrote a long letter", "counted the days", "told the story once more", "refused to pay",
+            "remembered the promise", "paid what was owed", "asked for more time", "lost the way",
+            "spoke about the weather", "agreed to the plan", "thought of an answer",
+            "changed the rules"],
+    "why": [", since nobody had objected", ", although it was late", " and waited for a reply",
+            ", as the law required", " with great care", ", which surprised the village",
+            " for the third time", ", and everybody went on working", " in spite of the rain",
+            ", because time was short", ", or so it was said", " as if nothing had happened"],
+}
 NAMED = 3  # places at least that take turns in misleading sentences, one for each asked noun
 
 
@@ -314,6 +330,14 @@ def _checked(record, where: str) -> dict:
         {"from": role, "value": value} for role, (_, value) in zip(roles, pairs)]}
 
 
+def _sentence(rng, avoid) -> str:
+    """A sentence of PROSE that names no noun of `avoid`."""
+    while True:
+        text = "{} {} {}{}.".format(*(_pick(rng, part) for part in PROSE.values()))
+        if not any(noun in text.lower() for noun in avoid):
+            return text
+
+
 def as_text(record: dict, lead: str = "") -> str:
     """A dialogue as plain text, one line per turn; `lead` opens the first user turn."""
     lines = []
@@ -332,18 +356,23 @@ def check_context_kind(kind: str) -> None:
 
 def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, leads=NOT_SHOWN,
                    misleading: int = 1):
-    """Endless pieces of context text, nearest to the question first; a dialogue each.
+    """Endless pieces of context text, nearest to the question first.
 
     `asked` maps every noun that may be asked to whether the picture shows it. `same_image` talks
     about this picture and `other_images` about others, and neither names an asked noun, so neither
     states the answer. `misleading` is `other_images` with `misleading` sentences per dialogue, each
     of which affirms of another picture a noun that this one lacks: the asked ones in turn. Where
     they are fewer than NAMED, some turns name none, so that a noun is named as often however many
-    are asked. Dialogues about others open with one of `leads`. Longer contexts extend shorter ones
-    at the far end.
+    are asked. Dialogues about others open with one of `leads`. `prose` is running text about no
+    picture, a paragraph each, and `repeated` one sentence of it over and over. Longer contexts
+    extend shorter ones at the far end.
     """
     check_context_kind(kind)
     rng = np.random.default_rng(seed)
+    if kind in ("prose", "repeated"):
+        same = [_sentence(rng, asked)] * 5
+        while True:
+            yield " ".join([_sentence(rng, asked) for _ in same] if kind == "prose" else same) + "\n"
     absent = [noun for noun, present in asked.items() if not present]
     absent += [None] * (NAMED - len(absent))
     turns = cycle([absent[n] for n in rng.permutation(len(absent))] if kind == "misleading" else [])
