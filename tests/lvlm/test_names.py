@@ -9,12 +9,13 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.names import check_names
 
 
-@pytest.mark.parametrize("name", ["embedded-s", "embedded-m", "embedded-l", "org/name-1.5_x"])
+@pytest.mark.parametrize("name", ["embedded-s", "embedded-m", "embedded-l", "embedded-s-far",
+                                  "embedded-s-short-seed1", "org/name-1.5_x"])
 def test_names_that_may_be_right_pass(name):
     check_names(name)
 
 
-@pytest.mark.parametrize("name", ["embedded-xl", "embedded-", "embedded-S"])
+@pytest.mark.parametrize("name", ["embedded-xl", "embedded-", "embedded-S", "embedded-s-", "embedded-s-fra"])
 def test_an_unknown_size_is_refused(name):
     with pytest.raises(VDPError, match=f"unknown size '{name}'.*embedded-s, embedded-m, embedded"):
         check_names(name)

@@ -186,6 +186,24 @@ def test_questions_say_which_image_they_are_about(tiny, samples):
                                else "About the image shown at the start: ")
 
 
+def test_a_description_beside_a_blank_picture_is_context(tiny, samples):
+    sample = samples[0]
+    described = prompts.text_description(tiny.tokenizer, sample)
+    prefix = prompts.shared_prefix(tiny, sample, "other_images", 400, image=prompts.BESIDE)
+    blank = prompts.shared_prefix(tiny, sample, "other_images", 400, image="blank")
+    found = np.bincount(prefix.kinds, minlength=4)
+    assert (found[Kind.IMAGE], found[Kind.CONTEXT]) == (100, 400 + len(described))
+    assert (prefix.images["pixel_values"] == blank.images["pixel_values"]).all()
+    (at,) = [n for n in range(len(prefix) - len(described) + 1)
+             if prefix.input_ids[n:n + len(described)].tolist() == described.tolist()]
+    assert 150 < at - 100 < 350  # amid the context
+    rest = np.delete(prefix.input_ids, range(at, at + len(described)))
+    assert rest.tolist() == blank.input_ids.tolist()
+    asked = tiny.tokenizer.decode(prompts.asking(
+        tiny, sample.questions[0], prompts.BESIDE).input_ids)
+    assert asked.startswith(dialogues.LEAD_ELSEWHERE)
+
+
 def test_contexts_do_not_change_with_how_many_questions_are_asked(tiny):
     for sample in presence_samples("evaluation", 5):
         for fewer in (*one_pair([sample]), *one_question([sample])):

@@ -377,6 +377,16 @@ def test_a_noun_misleads_as_often_however_many_are_asked():
     assert [found[noun] for noun in absent[:3]] == [40] * 3
 
 
+def test_prose_is_no_dialogue_and_names_no_asked_noun():
+    scene = scenes.compose("evaluation", 2)
+    asked = asked_of(scene, np.random.default_rng(0)) | {"captain": False, "letter": True}
+    told = {kind: context_text(kind, scene, asked, (5, 1), 40) for kind in ("prose", "repeated")}
+    for text in told.values():
+        assert not re.search("User:|Assistant:|[?]", text)
+        assert not any(noun in text.lower() for noun in asked)
+    sentences = {kind: re.split(r"(?<=[.])\s", text.strip()) for kind, text in told.items()}
+    assert len(set(sentences["repeated"])) == 1 and len(set(sentences["prose"])) > 100
+
 
 @pytest.mark.parametrize("kind", CONTEXT_KINDS)
 def test_contexts_are_the_same_from_the_same_seed_only(kind):

@@ -15,6 +15,7 @@ from vdp_utils.stats import Estimate, Verdict
 
 PRESENCE = "F1_F5_presence"  # the table of rows that findings F1 to F5 share
 KINDS = ("same_image", "other_images", "misleading")
+LENGTHS = (0, 128, 256, 512, 1024, 2048)  # context tokens: as far as the instrument knows text
 OTHER_AND_MISLEADING = KINDS[1:]  # where every kind would cost too much
 NEAR = 1024  # context tokens up to which further controls are measured, for the same reason
 

@@ -24,7 +24,7 @@ RULE = (
     f"is at floor or ceiling. Smallest effects of interest: {SMALLEST['share']} of all attention, "
     f"{SMALLEST['preference']} (log2), each per doubling. " + stats.SCHEME)
 MAPS = "F5_maps"  # the table of maps over the image
-SHOWN, MAP_LENGTHS = 4, (0, 512, 2048, 4096)  # samples and context lengths whose maps are drawn
+SHOWN, MAP_LENGTHS = 4, (0, 512, 1024, 2048)  # samples and context lengths whose maps are drawn
 NAMES = {Kind.IMAGE: "image", Kind.CONTEXT: "context", Kind.QUESTION: "question",
          Kind.TEMPLATE: "template"}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from vdp_utils.errors import VDPError
 
 SIZES = {"s": 6, "m": 12, "l": 30}  # decoder layers kept from the bottom of the base model
+RUNGS = re.compile(r"short|far|start|seed\d+")  # what may follow a size: `training.ladder`
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 DEVICE = re.compile(r"cpu|cuda(:\d+)?|mps|auto")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -34,9 +35,11 @@ def check_names(model: str | None = None, device: str | None = None, dtype: str 
 
 def _check_model(name: str, folder: Path) -> None:
     if name.startswith("embedded-"):
-        if name.removeprefix("embedded-") not in SIZES:
+        size, *rungs = name.removeprefix("embedded-").split("-")
+        if size not in SIZES or not all(map(RUNGS.fullmatch, rungs)):
             raise VDPError(f"unknown size {name!r}: choose one of "
-                           f"{', '.join('embedded-' + size for size in SIZES)}")
+                           f"{', '.join('embedded-' + size for size in SIZES)}, or an instrument "
+                           "such as embedded-s-far")
         return
     path = folder / name
     if path.is_dir() or PATH_LIKE.match(name):
