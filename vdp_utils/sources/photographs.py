@@ -177,6 +177,8 @@ class Photograph(pictures.Picture):
     def add_question(self, question: Question, where) -> None:
         """A question of the file's own; equal texts are one question."""
         question = replace(question, text=plain(question.text))
+        if not question.text:
+            raise ValueError("a question of no words")
         known = self.questions.setdefault(question.text, question)
         if known.answer != question.answer:
             self.source.skip("second answer to a question", where)

@@ -42,9 +42,8 @@ def read(source) -> None:
 
 def names(number, url: str = "") -> list[str]:
     """Where its file may lie: the folder of its address first, which its number does not tell."""
-    folder = re.search(r"/(VG_100K(?:_2)?)/", url)
-    return [f"{one}{number}.jpg" for one in dict.fromkeys(
-        [f"{folder[1]}/"] * bool(folder) + ["VG_100K/", "VG_100K_2/", ""])]
+    folders = [*re.findall(r"/(VG_100K(?:_2)?/)\d", url), "VG_100K/", "VG_100K_2/", ""]
+    return [f"{folder}{number}.jpg" for folder in dict.fromkeys(folders)]
 
 
 def _keep_common(source) -> None:
