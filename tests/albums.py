@@ -121,8 +121,8 @@ TABLE = [
     dict(image="a.jpg", question="Is there a dog in the image?", answer="yes"),
     dict(image="a.jpg", question="Is there a cat in the image?", answer="No."),
     dict(image="sub/b.png", question="What colour is the bus?", answer="red",
-         options="Red|blue|green", noun="bus", context="User: Who waits?\nAssistant: Some people.\nUser: And the bus?\n"
-         "Assistant: It is red."),
+         options="Red|blue|green", noun="bus", context="User: Who waits?\nAssistant: Some people."
+         "\nUser: And the bus?\nAssistant: It is red."),
     dict(image="c.jpg", question="Is it raining?", answer="yes",
          context="The street is wet. A man holds an umbrella."),
 ]

@@ -72,7 +72,8 @@ def test_no_other_picture_has_its_seed(coco, tmp_path):
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
 def test_any_mode_is_shown_as_rgb(tmp_path, mode):
     path = tmp_path / f"x.{'jpg' if mode in ('L', 'CMYK') else 'png'}"
-    Image.new("RGB", (8, 6), (200, 200, 200)).convert(mode).save(path)
+    image = Image.new("RGB", (8, 6), (200, 200, 200))
+    image.convert(mode, palette=Image.Palette.ADAPTIVE).save(path)
     image = open_image(path)
     assert image.mode == "RGB" and image.size == (8, 6)
     assert np.abs(np.asarray(image, int) - 200).max() < 6

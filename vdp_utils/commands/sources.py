@@ -25,7 +25,7 @@ def sources(data: str, root, model: str = "embedded-s"):
              ["photographs found", found[True]], ["photographs missing", found[False]],
              [f"photographs kept (at most {KEPT})", len(source.photos)]]
     lines += [[f"questions of the file's own: {kind}", n] for kind, n in sorted(Counter(
-        q.kind for photo in source.photos for q in photo.questions.values()).items())]
+        q.kind for photo in source.photos for q in photo.questions).items())]
     lines += [[f"photographs with drawn questions: {kind}", drawn(source, kind)] for kind in DRAWN]
     own, other = tokens(source.photos, tokenizer), "without end, of scenes"
     if source.others:

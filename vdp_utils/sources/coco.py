@@ -16,12 +16,12 @@ ASKS = TEMPLATES["description"][0]  # what a caption answers
 def read(source) -> None:
     """All splits whose photographs are there."""
     paths = source.find("instances_*.json", "captions_*.json")
-    if not any(path.name.startswith("instances") for path in paths) and source.files:
+    if not any(path.name.startswith("instances") for path in paths) and source.need_images:
         raise VDPError(f"{source.root} has no instances_*.json: give the folder that COCO's "
                        "annotations and photographs were unpacked in")
     there = [path for path in paths if source.has_folder(_split(path))] or paths
     for path in paths:
-        if source.files and path not in there:
+        if source.need_images and path not in there:
             source.skip("file whose folder of photographs is not there", path)
             continue
         for where, record in source.read(path, "images.item"):

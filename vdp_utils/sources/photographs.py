@@ -7,9 +7,7 @@ is a VDPError; a record that is, or a photograph that is not there, is left out 
 import hashlib
 import heapq
 import math
-import os
 from collections import Counter
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
@@ -21,6 +19,7 @@ from PIL import Image
 from vdp_utils.errors import VDPError
 from vdp_utils.sources import coco, pictures, pope, samples, scenes, svit, table, visual_genome
 from vdp_utils.sources.dialogues import Question
+from vdp_utils.sources.files import Files
 from vdp_utils.sources.pictures import Item
 from vdp_utils.sources.words import naming, plain
 
@@ -28,9 +27,6 @@ STREAM = 7  # of seeds: scenes have the lower ones
 KEPT = 5_000  # photographs of a source that are kept, those with the smallest hashes of their ids
 MOST = 500  # boxes, turns and questions that are kept of one photograph
 SHAPE = 0.02  # by this share width to height may differ between a file and what its boxes are for
-FOLDERS = ("", "images/", "coco/", "coco/images/", "vg/", "vg/images/", "raw/")  # of images
-DEEPEST = 1_000  # levels of JSON: what parses it pays for each with memory
-MALFORMED = (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError)
 
 
 @dataclass(eq=False)
@@ -48,7 +44,7 @@ class Photograph(pictures.Picture):
     items: list[Item] = field(default_factory=list)
     nouns: dict[str, None] = field(default_factory=dict)
     turns: list[tuple[str, str]] = field(default_factory=list)
-    questions: dict[str, Question] = field(default_factory=dict)
+    questions: list[Question] = field(default_factory=list)
 
     @property
     def caption(self) -> str:
@@ -71,10 +67,11 @@ class Photograph(pictures.Picture):
         except VDPError as error:
             self.source.skip("image that cannot be read", error)
             return False
-        if self.items and abs(width * self.size[1] / (height * self.size[0]) - 1) > SHAPE:
+        fits = not self.items or abs(
+            width * self.size[1] / (height * self.size[0]) - 1) <= SHAPE
+        if not fits:
             self.source.skip("image of another shape than its boxes", self.path)
-            return False
-        return True
+        return fits
 
     def share(self, noun: str) -> float:
         """Share of the image that the union of the noun's boxes fills; nan where none is known."""
@@ -137,8 +134,8 @@ class Photograph(pictures.Picture):
         free = [turn for turn in self.turns if not banned.search("\n".join(turn))]
         said = [free[i] for i in rng.permutation(len(free))[:turns]]
         return {"image_id": self.image_id, "conversations": [
-            {"from": who, "value": text} for turn in said for who, text in zip(("user", "gpt"),
-                                                                               turn)]}
+            {"from": who, "value": text} for turn in said
+            for who, text in zip(("user", "gpt"), turn)]}
 
     # ---- what readers call
 
@@ -147,65 +144,55 @@ class Photograph(pictures.Picture):
         x, y, w, h = map(float, box)
         if not math.isfinite(x + y + w + h):
             raise ValueError(f"box {box}")
-        width, height = self.size
-        left, right = (min(max(edge, 0.0), width) for edge in (x, x + w))
-        top, bottom = (min(max(edge, 0.0), height) for edge in (y, y + h))
-        item = Item(noun, (left, top, right, bottom), self.size)
-        if crowd or not (left < right and top < bottom):
+        left, right, top, bottom = (min(max(edge, 0.0), limit) for edge, limit in zip(
+            (x, x + w, y, y + h), np.repeat(self.size, 2).tolist()))
+        seen = left < right and top < bottom
+        if crowd or not seen:
             self.nouns[noun] = None
-        if not (left < right and top < bottom):
-            self.source.skip("box that is empty or outside its image", where)
-        elif item in self.items:
-            self.source.skip("repeated box", where)
-        elif len(self.items) == MOST:
-            self.source.skip(f"box beyond the first {MOST} of an image", where)
+        if seen:
+            self._add(self.items, Item(noun, (left, top, right, bottom), self.size), "box", where)
         else:
-            self.items.append(item)
+            self.source.skip("box that is empty or outside its image", where)
 
     def add_turn(self, question: str, answer: str, where) -> None:
         """What a person, then a model or an annotator said of it, without control tokens."""
         turn = plain(question), plain(answer)
-        if not all(turn) or "message is empty" in turn[1].lower():  # so in some of SVIT's
-            self.source.skip("empty turn", where)
-        elif turn in self.turns:
-            self.source.skip("repeated turn", where)
-        elif len(self.turns) == MOST:
-            self.source.skip(f"turn beyond the first {MOST} of an image", where)
+        if all(turn) and "message is empty" not in turn[1].lower():  # so in some of SVIT's
+            self._add(self.turns, turn, "turn", where)
         else:
-            self.turns.append(turn)
+            self.source.skip("empty turn", where)
 
     def add_question(self, question: Question, where) -> None:
-        """A question of the file's own; equal texts are one question."""
+        """A question of the file's own. What it is about counts as shown, but by an answer no."""
         question = replace(question, text=plain(question.text))
         if not question.text:
             raise ValueError("a question of no words")
-        known = self.questions.setdefault(question.text, question)
-        if known.answer != question.answer:
+        if any(known.text == question.text and known != question for known in self.questions):
             self.source.skip("second answer to a question", where)
-        elif known is not question:
-            self.source.skip("repeated question", where)
-        elif len(self.questions) > MOST:
-            del self.questions[question.text]
-            self.source.skip(f"question beyond the first {MOST} of an image", where)
-        elif question.kind != "presence" or question.answer == "Yes":
-            self.nouns.update(dict.fromkeys(question.nouns))
+            return
+        self._add(self.questions, question, "question", where)
+        if question.kind != "presence" or question.answer == "Yes":
+            self.nouns |= dict.fromkeys(question.nouns)
+
+    def _add(self, known: list, one, what: str, where) -> None:
+        if one in known or len(known) == MOST:
+            reason = "repeated" if one in known else f"more than {MOST} of an image:"
+            self.source.skip(f"{reason} {what}", where)
+        else:
+            known.append(one)
 
 
-class Source:
-    """The photographs under a data root, in an order of no meaning, and what was left out.
+class Source(Files):
+    """The photographs under a data root, in an order of no meaning.
 
-    `records` counts what was read, by file and part; `skipped` what was left out, by reason, and
-    `first` says where that was met first. `others` is the source whose talk contexts about other
-    images are made of, None for scenes. With `files` False photographs are kept for what was said
-    of them, and their files are not looked for.
+    `others` is the source whose talk contexts about other images are made of, None for scenes. With
+    `need_images` False photographs are kept for what was said of them, and not looked for.
     """
 
-    def __init__(self, name: str, root, files: bool = True):
-        root = Path(os.path.abspath(root))
-        self.file = root if root.is_file() else None
-        self.name, self.root, self.files = name, root.parent if self.file else root, files
+    def __init__(self, name: str, root, need_images: bool = True):
+        super().__init__(root)
+        self.name, self.need_images = name, need_images
         self.others: Source | None = self
-        self.records, self.skipped, self.first = Counter(), Counter(), {}
         self.found: dict[str, bool] = {}  # of every photograph that a record names
         self.kept: dict[str, Photograph] = {}
         self._ranks: list[tuple[int, str]] = []
@@ -236,24 +223,24 @@ class Source:
         facts = [(p.image_id, p.items, list(p.nouns), p.turns, p.questions) for p in self.photos]
         return hashlib.sha256(ascii((facts, said)).encode()).hexdigest()[:12]
 
-    # ---- samples, as those of scenes in `samples`
+    # ---- samples, as `samples` makes them of scenes
 
     def presence_samples(self, split: str, count: int, pairs: int = 3,
                          held_out: bool = False) -> list[samples.Sample]:
         """`count` photographs or all there are, with up to `pairs` yes- and as many no-questions.
 
-        A photograph's own yes-no questions, where it has some; of one answer only, where it has
-        only those. Others are asked as `samples.ask_presence` does.
+        Those of the file's own yes-no questions where a photograph has any questions: a table may
+        have more of one answer, and lists not all that is shown. Else as `samples.ask_presence`.
         """
         def ask(photo):
-            yes_no = [[q for q in photo.questions.values() if q.options == ("Yes", "No")
-                       and q.answer == answer] for answer in ("Yes", "No")]
-            if not any(yes_no):
+            if not photo.questions:
                 return samples.ask_presence(photo, pairs, held_out)
-            number, rng = min(map(len, yes_no)) or pairs, np.random.default_rng((*photo.seed, 2))
-            chosen = [some[i] for some in yes_no
-                      for i in rng.permutation(len(some))[:min(number, pairs)]]
-            return samples.Sample(photo, tuple(chosen[i] for i in rng.permutation(len(chosen))))
+            rng = np.random.default_rng((*photo.seed, 2))
+            own = [q for q in photo.questions if q.options == ("Yes", "No")]
+            own = [own[i] for i in rng.permutation(len(own))]
+            more = {id(q) for answer in ("Yes", "No")
+                    for q in [q for q in own if q.answer == answer][pairs:]}
+            return samples.Sample(photo, tuple(q for q in own if id(q) not in more))
 
         return self._samples(split, count, "presence", ask)
 
@@ -264,8 +251,8 @@ class Source:
         Kind `own`: what a table asks that is no presence question.
         """
         def ask(photo):
-            own = [q for q in photo.questions.values() if q.kind == kind][:per_image]
-            if own or kind == "own":
+            own = [q for q in photo.questions if q.kind == kind][:per_image]
+            if own or kind == "own" or kind == "presence" and photo.questions:
                 return samples.Sample(photo, tuple(own))
             return samples.drawn(photo, kind, per_image)
 
@@ -279,7 +266,7 @@ class Source:
             for photo in self.photos:
                 try:
                     sample = ask(photo)
-                except VDPError as error:
+                except VDPError as error:  # such as a photograph that shows every noun there is
                     self.skip(f"photograph without questions of kind {kind}", error)
                     continue
                 if sample.questions and photo.readable:
@@ -293,61 +280,6 @@ class Source:
 
     # ---- what readers call
 
-    def skip(self, reason: str, where) -> None:
-        """Count what is left out."""
-        self.skipped[reason] += 1
-        self.first.setdefault(reason, str(where))
-
-    @contextmanager
-    def noting(self, where: str):
-        """A record in which something lacks or is of the wrong type is left out and counted."""
-        try:
-            yield
-        except MALFORMED as error:
-            self.skip("malformed record", f"{where} ({ascii(error)[:80]})")
-
-    def find(self, *patterns: str) -> list[Path]:
-        """Files that match a pattern, up to three folders below the root."""
-        found = {path for pattern in patterns for depth in ("", "*/", "*/*/", "*/*/*/")
-                 for path in self.root.glob(depth + pattern) if path.is_file()}
-        return sorted(found)
-
-    def read(self, path: Path, part: str = "item"):
-        """Yield (where, record) of a JSON list, of lines of JSON, or of a list inside an object.
-
-        `part` is ijson's prefix: `item` for a list or lines, `images.item` for one of an object.
-        One record at a time is in memory. VDPError for a file that is not whole, or not of JSON.
-        """
-        import ijson
-
-        label, number = f"{path.name} {part.removesuffix('item').rstrip('.')}".strip(), 0
-        try:
-            with open(path, "rb") as file:
-                start = 3 * (file.read(3) == b"\xef\xbb\xbf")  # a byte-order mark
-                file.seek(start)
-                opening = next((byte for byte in iter(lambda: file.read(1), b"")
-                                if not byte.isspace()), b"")
-                file.seek(start)
-                lines = opening == b"{" and part == "item"
-                if opening != (b"[" if part == "item" else b"{") and not lines:
-                    raise VDPError(f"{path}: {'a list' if part == 'item' else 'an object'} of "
-                                   "records should stand here as JSON in UTF-8: get it again")
-                for number, record in enumerate(ijson.items(
-                        _Shallow(file, path), "" if lines else part, use_float=True,
-                        multiple_values=lines), 1):
-                    self.records[label] += 1
-                    yield f"{path.name}, {part} {number}", record
-        except (OSError, ijson.JSONError) as error:
-            why = str(error).strip().split("\n")[0]
-            raise VDPError(f"{path}, {part} {number + 1}: not whole, or no JSON in UTF-8 ({why}): "
-                           "get the file again") from error
-        if not number:
-            raise VDPError(f"{path}: there is no {part}: is this the file as it was released?")
-
-    def has_folder(self, name: str) -> bool:
-        """Whether photographs may lie in a folder of this name."""
-        return any((self.root / folder / name).is_dir() for folder in FOLDERS)
-
     def known(self, image_id, where=None) -> Photograph | None:
         """The photograph of an id, if it is kept; an id that no record listed counts."""
         if (key := identity(image_id)) not in self.found and where:
@@ -360,62 +292,20 @@ class Source:
         if key not in self.found:
             if size and min(size := tuple(map(int, size))) < 1:
                 raise ValueError(f"size {size}")
-            path = self.image_path(names) if self.files else None
+            path = self.image(names) if self.need_images else None
             self.found[key] = path is not None
-            if path or not self.files:
-                self._keep(key, path, size)
+            if path or not self.need_images:
+                digest = hashlib.sha256(ascii((self.name, key)).encode()).digest()
+                rank = int.from_bytes(digest[:8], "big")
+                self.kept[key] = Photograph(f"{self.name}-{key}", path, (STREAM, rank), self, size)
+                heapq.heappush(self._ranks, (-rank, key))
+            if len(self._ranks) > KEPT:
+                del self.kept[heapq.heappop(self._ranks)[1]]
         return self.kept.get(key)
 
-    def _keep(self, key: str, path: Path | None, size) -> None:
-        digest = hashlib.sha256(ascii((self.name, key)).encode()).digest()
-        rank = int.from_bytes(digest[:8], "big")
-        self.kept[key] = Photograph(f"{self.name}-{key}", path, (STREAM, rank), self, size)
-        heapq.heappush(self._ranks, (-rank, key))
-        if len(self._ranks) > KEPT:
-            del self.kept[heapq.heappop(self._ranks)[1]]
 
-    def image_path(self, names) -> Path | None:
-        """The first of the files that is there, in the root or a folder of FOLDERS; or None."""
-        for name in (folder + name for name in names for folder in FOLDERS):
-            path = Path(os.path.normpath(self.root / name))
-            if not path.is_relative_to(self.root):
-                self.skip("path that leaves the data root", name)
-                return None
-            try:
-                if path.is_file():
-                    if path.stat().st_size:
-                        return path
-                    self.skip("image of no bytes", path)
-                    return None
-            except OSError:  # such as a name too long
-                continue
-        self.skip("image that is missing", self.root / (*names, "")[0])
-        return None
-
-
-class _Shallow:
-    """A file to parse, refused where it opens DEEPEST levels within one block."""
-
-    def __init__(self, file, path):
-        self.file, self.path = file, path
-
-    def read(self, size: int) -> bytes:
-        block = self.file.read(size)
-        codes = np.frombuffer(block, np.uint8) | 32  # "[" as "{", "]" as "}"
-        depth = np.cumsum((codes == 123).astype(int) - (codes == 125))
-        if len(depth) and (depth - np.minimum.accumulate(depth)).max() > DEEPEST:
-            raise VDPError(f"{self.path}: more than {DEEPEST} levels deep: get the file again")
-        return block
-
-
-READERS = {  # name -> (module, what it reads)
-    "table": (table, "your own: one CSV or parquet file of image, question, answer"),
-    "coco": (coco, "COCO's instances_*.json and captions_*.json"),
-    "visual-genome": (visual_genome, "its image_data.json and objects.json"),
-    "svit": (svit, "SVIT's dialogues, with Visual Genome's objects where those are there"),
-    "pope": (pope, "POPE's questions, all of them; with COCO's boxes where those are there"),
-    **{f"pope-{name}": (pope, f"those of POPE's {name} setting") for name in pope.SETTINGS},
-}
+READERS = {"table": table, "coco": coco, "visual-genome": visual_genome, "svit": svit, "pope": pope,
+           **{f"pope-{setting}": pope for setting in pope.SETTINGS}}
 
 
 def open_source(data: str, root=None):
@@ -429,23 +319,21 @@ def open_source(data: str, root=None):
     """
     if data == "scenes":
         return samples
-    names = data.split("+")
-    if len(names) > 2 or not {*names} <= {*READERS, *(["scenes"] if names[1:] else [])} \
-            or names[0] == "scenes":
+    name, plus, talk = data.partition("+")
+    if name not in READERS or plus and talk not in (*READERS, "scenes"):
         raise VDPError(f"unknown data {data!r}: choose scenes or one of {', '.join(READERS)}, and "
                        "for talk about other images one more after a +, such as pope+svit")
     if root is None or not Path(root).exists():
         raise VDPError(f"data {data} from {root}: give the folder that its files lie in")
-    source, *talk = [Source(name, root, files=not n) for n, name in enumerate(names)
-                     if name != "scenes"]
-    for one in (source, *talk):
-        READERS[one.name][0].read(one)
+    source = Source(name, root)
+    if plus:
+        source.others = Source(talk, root, need_images=False) if talk in READERS else None
+    for one in filter(None, dict.fromkeys([source, source.others])):
+        READERS[one.name].read(one)
         if not one.kept:
             why = "; ".join(f"{n} x {what}, first {one.first[what]}"
                             for what, n in one.skipped.most_common())
             raise VDPError(f"{one.name} in {one.root} has no usable photograph: {why or 'none'}")
-    if names[1:]:
-        source.others = talk[0] if talk else None
     return source
 
 

@@ -23,8 +23,8 @@ def read(source) -> None:
     paths = [path for path in source.find("*pope_*.json")
              if path.stem.endswith(setting or SETTINGS)]
     if not paths:
-        raise VDPError(f"{source.root} has no *_pope_{setting or SETTINGS[0]}.json: give the folder that POPE's "
-                       "question files and photographs lie in")
+        raise VDPError(f"{source.root} has no *_pope_{setting or SETTINGS[0]}.json: give the "
+                       "folder that POPE's question files and photographs lie in")
     for path in paths:
         for where, record in source.read(path):
             with source.noting(where):
