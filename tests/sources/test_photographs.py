@@ -191,7 +191,10 @@ def test_talk_about_other_images_may_come_from_elsewhere(tmp_path):
     text = "".join(islice(dialogues.context_blocks("other_images", photo, {"dog": False}, 0), 20))
     assert "The road is wet after the rain." in text and "puppies" not in text
     photo = open_source("pope+scenes", tmp_path).photos[0]
-    assert isinstance(photo.other(np.random.default_rng(0)), scenes.Scene)
+    for asked in ({"mug": True, "man": False}, {"sofa": False}):
+        blocks = dialogues.context_blocks("other_images", photo, asked, 0)
+        text = "".join(islice(blocks, 150))
+        assert len(text) > 10_000 and not words.naming(asked).search(text)
 
 
 @pytest.mark.parametrize("data, root, says", [

@@ -115,10 +115,10 @@ class Photograph(pictures.Picture):
         raise VDPError(f"{self.image_id}: {self.source.name} has no photograph without "
                        f"{', '.join(avoid)}: ask about fewer nouns, or give more photographs")
 
-    def other(self, rng) -> pictures.Picture:
+    def other(self, rng) -> "Photograph | Told":
         """Another photograph of which something was said, or a scene: see `Source.others`."""
         if self.source.others is None:
-            return scenes.compose("context", int(rng.integers(2**31)))
+            return Told(scenes.compose("context", int(rng.integers(2**31))))
         talk = self.source.others.talk
         at = int(rng.integers(max(1, len(talk))))
         for photo in talk[at:at + 2] + talk[:1]:
@@ -130,12 +130,8 @@ class Photograph(pictures.Picture):
 
     def dialogue(self, rng, turns: int, avoid=()) -> dict:
         """Up to `turns` of what was said, each once, that name none of `avoid` or its kin."""
-        banned = naming(avoid)
-        free = [turn for turn in self.turns if not banned.search("\n".join(turn))]
-        said = [free[i] for i in rng.permutation(len(free))[:turns]]
-        return {"image_id": self.image_id, "conversations": [
-            {"from": who, "value": text} for turn in said
-            for who, text in zip(("user", "gpt"), turn)]}
+        free = tactful(self.turns, avoid)
+        return record_of(self.image_id, [free[i] for i in rng.permutation(len(free))[:turns]])
 
     # ---- what readers call
 
@@ -180,6 +176,37 @@ class Photograph(pictures.Picture):
             self.source.skip(f"{reason} {what}", where)
         else:
             known.append(one)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A scene that is only talked about, naming no kin of the nouns to avoid either."""
+
+    scene: scenes.Scene
+
+    @property
+    def image_id(self) -> str:
+        return self.scene.image_id
+
+    def dialogue(self, rng, turns: int, avoid=()) -> dict:
+        """See `Photograph.dialogue`."""
+        record = self.scene.dialogue(rng, turns, avoid)
+        said = [turn["value"] for turn in record["conversations"]]
+        free = tactful(list(zip(said[::2], said[1::2])), avoid)
+        return record_of(self.image_id, free)
+
+
+def record_of(image_id: str, turns) -> dict:
+    """Turns in the SVIT schema."""
+    return {"image_id": image_id, "conversations": [
+        {"from": who, "value": text} for turn in turns
+        for who, text in zip(("user", "gpt"), turn)]}
+
+
+def tactful(turns, avoid) -> list:
+    """The turns that name none of `avoid`, nor what is akin to it."""
+    banned = naming(avoid)
+    return [turn for turn in turns if not banned.search("\n".join(turn))]
 
 
 class Source(Files):
