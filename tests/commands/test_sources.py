@@ -10,6 +10,7 @@ from vdp_utils import stats
 from vdp_utils.commands import probe, sources
 from vdp_utils.commands.__main__ import app
 from vdp_utils.errors import VDPError
+from vdp_utils.lvlm.load import load_tokenizer
 
 
 @pytest.fixture
@@ -79,3 +80,12 @@ def test_probe_reads_the_files_before_it_loads_the_model(monkeypatch):
     monkeypatch.setattr(probe, "load_lvlm", lambda *options: 1 / 0)
     with pytest.raises(VDPError, match="data coco from None: give the folder"):
         probe.probe("a/b", data="coco")
+
+
+def test_a_folder_s_tokenizer_is_loaded_without_its_model(make_tokenizer, tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    text = "Is there a dog?"
+    assert load_tokenizer(str(tmp_path))(text).input_ids == make_tokenizer()(text).input_ids
+    with pytest.raises(VDPError, match="neither a folder nor a hub id"):
+        load_tokenizer("nothing")

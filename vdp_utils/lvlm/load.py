@@ -170,7 +170,7 @@ def base_gguf() -> Path:
 
 def load_tokenizer(name: str):
     """The tokenizer of a model that `load_lvlm` loads, without the model."""
-    check_names(name if name != "embedded-" else None)
+    check_names(name)
     try:
         if name.startswith("embedded-"):
             path = base_gguf()
@@ -183,9 +183,10 @@ def load_tokenizer(name: str):
 
 def build_embedded(layers: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A LLaVA on the base model's first `layers` decoder layers; tower and projector random."""
-    path, tokenizer = base_gguf(), load_tokenizer("embedded-")
+    path = base_gguf()
     base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name,
                                                 dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
     text = base.config
     for extra in ("quantization_config", "_name_or_path"):
