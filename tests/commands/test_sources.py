@@ -35,7 +35,8 @@ def test_it_counts_what_is_there_and_what_was_left_out(listed, tmp_path):
     assert named == ["a/b"]
     assert cells["records: instances_val2017.json annotations"] == ["19"]
     assert cells["photographs found"] == ["5"] and cells["photographs missing"] == ["1"]
-    assert cells["photographs with drawn questions: counting"] == ["5"]
+    assert cells["photographs to ask: counting"] == ["5"]
+    assert cells["photographs to ask: presence"] == ["5"]
     assert cells["image that is missing"] == ["1", str(tmp_path / "val2017/000000000004.jpg")]
     said = [one["caption"] for one in captions["annotations"] if one["image_id"] != 4]
     least = sum(len(tokenizer(" ".join(text.split())).input_ids) for text in said)
@@ -49,8 +50,9 @@ def test_it_counts_a_table_s_own_questions_and_the_talk_of_others(listed, tmp_pa
     path = albums.table(tmp_path)
     cells, _, named = listed("table+scenes", path)
     assert named == ["embedded-s"]
-    assert cells["questions of the file's own: presence"] == ["2"]
-    assert cells["questions of the file's own: own"] == ["2"]
+    for kind, questions, photographs in (("presence", 2, 2), ("own", 2, 2)):
+        assert cells[f"questions in the files: {kind}"] == [str(questions)]
+        assert cells[f"photographs to ask: {kind}"] == [str(photographs)]  # one is asked yes or no
     assert cells["tokens of talk about other images (embedded-s)"] == ["without end, of scenes"]
     with pytest.raises(VDPError, match="scenes lie in no folder: choose one of table"):
         sources.sources("scenes", tmp_path)

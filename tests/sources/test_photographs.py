@@ -79,6 +79,22 @@ def test_any_mode_is_shown_as_rgb(tmp_path, mode):
     assert np.abs(np.asarray(image, int) - 200).max() < 6
 
 
+def test_missing_and_broken_images_are_named(tmp_path):
+    grey = Image.new("L", (5, 4), 7)
+    assert open_image(grey).getpixel((0, 0)) == (7, 7, 7)
+    with pytest.raises(VDPError, match="gone.png does not exist: check the path"):
+        open_image(tmp_path / "gone.png")
+    path = tmp_path / "corrupt.png"
+    albums.photograph(path)
+    whole = path.read_bytes()
+    for content in (b"no image at all", whole[:4000], b""):
+        path.write_bytes(content)
+        with pytest.raises(VDPError, match="corrupt.png cannot be read.*replace the file"):
+            open_image(path)
+    with pytest.raises(VDPError, match="cannot be read"):
+        open_image(tmp_path)
+
+
 def test_exif_rotation_is_applied(tmp_path):
     albums.photograph(tmp_path / "as_is.png", 5)
     albums.photograph(tmp_path / "turned.png", 5, exif=albums.ROTATED)

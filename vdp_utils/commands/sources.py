@@ -7,11 +7,10 @@ import numpy as np
 from vdp_utils.commands.probe import aligned
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.load import load_tokenizer
-from vdp_utils.sources import samples
 from vdp_utils.sources.dialogues import as_text
 from vdp_utils.sources.photographs import KEPT, READERS, Source, open_source
 
-DRAWN = ("presence", "position", "relation", "counting")  # kinds of questions read from boxes
+KINDS = ("presence", "position", "relation", "counting", "own")  # of questions with options
 COUNTED = 200  # photographs whose talk is put into tokens; the rest is reckoned from their mean
 
 
@@ -24,9 +23,9 @@ def sources(data: str, root, model: str = "embedded-s"):
     lines = [["what", "number"], *([f"records: {name}", n] for name, n in source.records.items()),
              ["photographs found", found[True]], ["photographs missing", found[False]],
              [f"photographs kept (at most {KEPT})", len(source.photos)]]
-    lines += [[f"questions of the file's own: {kind}", n] for kind, n in sorted(Counter(
+    lines += [[f"questions in the files: {kind}", n] for kind, n in sorted(Counter(
         q.kind for photo in source.photos for q in photo.questions).items())]
-    lines += [[f"photographs with drawn questions: {kind}", drawn(source, kind)] for kind in DRAWN]
+    lines += [[f"photographs to ask: {kind}", asked(source, kind)] for kind in KINDS]
     own, other = tokens(source.photos, tokenizer), "without end, of scenes"
     if source.others:
         talk = source.others.talk
@@ -41,12 +40,13 @@ def sources(data: str, root, model: str = "embedded-s"):
           sep="\n")
 
 
-def drawn(source: Source, kind: str) -> int:
-    """How many photographs have questions of a kind that are read from their boxes."""
+def asked(source: Source, kind: str) -> int:
+    """How many photographs can be asked questions of a kind."""
     found = 0
     for photo in source.photos:
         try:
-            found += bool(samples.drawn(photo, kind, 1).questions)
+            found += bool((source.presence(photo) if kind == "presence" else
+                           source.questions(photo, kind)).questions)
         except VDPError:  # it shows every noun there is
             continue
     return found

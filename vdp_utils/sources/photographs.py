@@ -254,36 +254,40 @@ class Source(Files):
 
     def presence_samples(self, split: str, count: int, pairs: int = 3,
                          held_out: bool = False) -> list[samples.Sample]:
-        """`count` photographs or all there are, with up to `pairs` yes- and as many no-questions.
-
-        Those of the file's own yes-no questions where a photograph has any questions: a table may
-        have more of one answer, and lists not all that is shown. Else as `samples.ask_presence`.
-        """
-        def ask(photo):
-            if not photo.questions:
-                return samples.ask_presence(photo, pairs, held_out)
-            rng = np.random.default_rng((*photo.seed, 2))
-            own = [q for q in photo.questions if q.options == ("Yes", "No")]
-            own = [own[i] for i in rng.permutation(len(own))]
-            more = {id(q) for answer in ("Yes", "No")
-                    for q in [q for q in own if q.answer == answer][pairs:]}
-            return samples.Sample(photo, tuple(q for q in own if id(q) not in more))
-
-        return self._samples(split, count, "presence", ask)
+        """`count` photographs, or all there are, each with the questions of `presence`."""
+        return self._samples(split, count, "presence",
+                             lambda photo: self.presence(photo, pairs, held_out))
 
     def question_samples(self, split: str, count: int, kind: str,
                          per_image: int = 3) -> list[samples.Sample]:
-        """`count` photographs or all that have questions of `kind`, `per_image` at most.
+        """`count` photographs, or all there are, each with the questions of `questions`."""
+        return self._samples(split, count, kind,
+                             lambda photo: self.questions(photo, kind, per_image))
+
+    def presence(self, photo: Photograph, pairs: int = 3, held_out: bool = False) -> samples.Sample:
+        """A photograph with up to `pairs` yes- and as many no-questions.
+
+        Those of the file's own yes-no questions where it has any questions: a table may have more
+        of one answer, and lists not all that is shown. Else as `samples.ask_presence`.
+        """
+        if not photo.questions:
+            return samples.ask_presence(photo, pairs, held_out)
+        rng = np.random.default_rng((*photo.seed, 2))
+        own = [q for q in photo.questions if q.options == ("Yes", "No")]
+        own = [own[i] for i in rng.permutation(len(own))]
+        more = [q for answer in ("Yes", "No")
+                for q in [q for q in own if q.answer == answer][pairs:]]
+        return samples.Sample(photo, tuple(q for q in own if q not in more))
+
+    def questions(self, photo: Photograph, kind: str, most: int = 3) -> samples.Sample:
+        """A photograph with up to `most` questions of a kind: its file's, or read from its boxes.
 
         Kind `own`: what a table asks that is no presence question.
         """
-        def ask(photo):
-            own = [q for q in photo.questions if q.kind == kind][:per_image]
-            if own or kind == "own" or kind == "presence" and photo.questions:
-                return samples.Sample(photo, tuple(own))
-            return samples.drawn(photo, kind, per_image)
-
-        return self._samples(split, count, kind, ask)
+        own = [q for q in photo.questions if q.kind == kind][:most]
+        if own or kind == "own" or kind == "presence" and photo.questions:
+            return samples.Sample(photo, tuple(own))
+        return samples.drawn(photo, kind, most)
 
     def _samples(self, split: str, count: int, kind: str, ask) -> list[samples.Sample]:
         if split != "evaluation":

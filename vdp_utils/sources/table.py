@@ -8,6 +8,7 @@ data root, which is the table's folder where the table itself is given.
 
 import csv
 import re
+from itertools import cycle
 from pathlib import Path
 
 from vdp_utils.errors import VDPError
@@ -83,8 +84,8 @@ def _add(source, row: dict, where: str) -> None:
         said = list(zip(pieces[1::2], pieces[2::2]))
         turns = [(asked, reply) for (who, asked), (then, reply) in zip(said, said[1:])
                  if (who, then) == ("User", "Assistant")]
-        for turn in turns or zip(ASKS * len(row["context"]),
-                                 re.split(r"(?<=[.!?])\s+", row["context"])):
+        sentences = re.split(r"(?<=[.!?])\s+", row["context"])
+        for turn in turns or zip(cycle(ASKS), sentences):
             photo.add_turn(*turn, where)
 
 
@@ -109,5 +110,5 @@ def _text(value) -> str:
 
 
 def _list(value) -> tuple[str, ...]:
-    many = value.split("|") if isinstance(value, str) else value or ()
-    return tuple(_text(one) for one in many) if value else ()
+    many = value.split("|") if value and isinstance(value, str) else value or ()
+    return tuple(map(_text, many))
