@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
 from vdp_utils.attention.tokens import Kind
