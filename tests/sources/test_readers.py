@@ -284,7 +284,7 @@ def prepare(name, root):
     (lambda b: b"", "records should stand here as JSON in UTF-8"),
     (lambda b: b[:-9], r" \d+: not whole, or no JSON in UTF-8"),
     (lambda b: b"\xff\xfe" + b, "records should stand here as JSON in UTF-8"),
-    (lambda b: b.replace(b"0", b"\xff", 1), r"item 1: not whole, or no JSON in UTF-8"),
+    (lambda b: b.replace(b"a", b"\xff", 1), r"item 1: not whole, or no JSON in UTF-8"),
     (lambda b: b'"text"', "records should stand here as JSON in UTF-8"),
     (lambda b: b[:-1] + b"[" * 5000, "more than 1000 levels deep"),
     (lambda b: b"{}" if b[:1] == b"{" and b[:13] != b'{"question_id' else b"[]", "there is no "),
