@@ -4,10 +4,8 @@ Dialogues use the schema of the released SVIT files (Zhao et al., arXiv 2307.040
 `{"image_id": ..., "conversations": [{"from": "user", "value": ...}, {"from": "gpt", ...}]}`.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import cycle, islice
-from pathlib import Path
 
 import numpy as np
 
@@ -46,13 +44,13 @@ TEMPLATES = {
                      "Give a short description.", "Tell me about the image."],
                     ["Summarise what the image shows."]),
 }
-ROLES = {"user": "user", "human": "user", "gpt": "gpt", "assistant": "gpt"}
 QUESTION_KINDS = ("presence", "position", "relation", "counting", "naming", "description")
 LEAD_AT_START = "About the image shown at the start: "
 LEAD_ELSEWHERE = "About the image: "  # of a text description amid or after the context
 
 IRREGULAR = dict(sheep="sheep", fish="fish", deer="deer", knife="knives", wolf="wolves",
-                 leaf="leaves", tomato="tomatoes")
+                 leaf="leaves", tomato="tomatoes", person="people", man="men", woman="women",
+                 child="children", mouse="mice", skis="skis", scissors="scissors")
 YES = ["Yes.", "Yes, {a}.", "Yes, there is {a}.", "Yes, I can see {a}.", "It does have {a}.",
        "Indeed, there is {a}.", "Yes, {a} is there.", "Sure, I see {a}."]
 NO = ["No.", "No, there is no {n}.", "I cannot see {a}.", "No {n} here.", "No, I see no {n}.",
@@ -124,6 +122,7 @@ PROSE = {  # running text that is no dialogue and speaks of no picture
             " for the third time", ", and everybody went on working", " in spite of the rain",
             ", because time was short", ", or so it was said", " as if nothing had happened"],
 }
+TRIES = 1_000  # other pictures looked at for one of which something may be said
 NAMED = 3  # places at least that take turns in misleading sentences, one for each asked noun
 
 
@@ -149,7 +148,7 @@ def plural(noun: str) -> str:
         return IRREGULAR[noun]
     if noun.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
-    return noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
+    return noun[:-1] + "ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else noun + "s"
 
 
 def _pick(rng, items):
@@ -233,12 +232,13 @@ def describe(picture: Picture, rng, avoid=()) -> str:
         if noun in avoid:
             continue
         if count > 1:
-            sentences.append(f"There are {NUMBERS[count - 1] if count <= 4 else count} "
+            sentences.append(f"There are {NUMBERS[count - 1] if count <= 4 else 'many'} "
                              f"{plural(noun)}.")
             continue
-        item = next(i for i in picture.items if i.noun == noun)
-        place = position(item)
-        where = f" at the {place}" if place else " near the middle"
+        where = ""
+        if count == 1:
+            place = position(next(i for i in picture.items if i.noun == noun))
+            where = f" at the {place}" if place else " near the middle"
         sentences.append(f"There is {a(noun)}{where}.")
     return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
 
@@ -300,36 +300,6 @@ def dialogue(scene, rng, turns: int, avoid=()) -> dict:
     return {"image_id": scene.image_id, "conversations": conversations}
 
 
-def load_dialogues(path) -> list[dict]:
-    """Dialogues of an SVIT file; nested `content` turns are flattened. VDPError if malformed."""
-    path = Path(path)
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VDPError(f"{path}: cannot be read as JSON ({error}); give an SVIT file: a list of "
-                       '{"image_id": ..., "conversations": [...]}') from error
-    if not isinstance(records, list):
-        raise VDPError(f"{path}: expected a list of dialogues, found {type(records).__name__}")
-    return [_checked(record, f"{path}: dialogue {n}") for n, record in enumerate(records)]
-
-
-def _checked(record, where: str) -> dict:
-    try:
-        turns = [turn for part in record["conversations"]
-                 for turn in (part["content"] if "content" in part else [part])]
-        pairs = [(turn["from"], turn["value"]) for turn in turns]
-        image_id = record["image_id"]
-    except (KeyError, TypeError) as error:
-        raise VDPError(f"{where} is malformed ({error!r}): each needs image_id and conversations "
-                       "of turns with 'from' and 'value'") from error
-    roles = [ROLES.get(role) for role, _ in pairs]
-    if not pairs or roles != ["user", "gpt"] * (len(roles) // 2) or not all(
-            isinstance(value, str) and value.strip() for _, value in pairs):
-        raise VDPError(f"{where} is malformed: turns must alternate user, gpt and hold text")
-    return {"image_id": image_id, "conversations": [
-        {"from": role, "value": value} for role, (_, value) in zip(roles, pairs)]}
-
-
 def _sentence(rng, avoid) -> str:
     """A sentence of PROSE that names no noun of `avoid`."""
     while True:
@@ -365,7 +335,8 @@ def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, le
     they are fewer than NAMED, some turns name none, so that a noun is named as often however many
     are asked. Dialogues about others open with one of `leads`. `prose` is running text about no
     picture, a paragraph each, and `repeated` one sentence of it over and over. Longer contexts
-    extend shorter ones at the far end.
+    extend shorter ones at the far end. VDPError where nothing may be said: every turn there is
+    names an asked noun.
     """
     check_context_kind(kind)
     rng = np.random.default_rng(seed)
@@ -378,15 +349,25 @@ def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, le
     turns = cycle([absent[n] for n in rng.permutation(len(absent))] if kind == "misleading" else [])
     while True:
         if kind == "same_image":
-            yield as_text(picture.dialogue(rng, 4, asked))
+            yield as_text(_said([picture], rng, lambda: picture.dialogue_turns, asked))
             continue
-        record = picture.other(rng).dialogue(rng, int(rng.integers(3, 6)), asked)
+        others = (picture.other(rng) for _ in range(TRIES))
+        record = _said(others, rng, lambda: int(rng.integers(3, 6)), asked)
         for noun in filter(None, islice(turns, misleading)):
             at = 2 * int(rng.integers(len(record["conversations"]) // 2 + 1))
             record["conversations"][at:at] = [
                 {"from": "user", "value": _template(rng, "presence", False).format(a=a(noun))},
                 {"from": "gpt", "value": _pick(rng, YES[1:]).format(a=a(noun))}]
         yield as_text(record, lead=_pick(rng, leads) + " ")
+
+
+def _said(among, rng, turns, asked) -> dict:
+    """The first dialogue that has turns, of any of the pictures."""
+    for picture in among:
+        if (record := picture.dialogue(rng, turns(), asked))["conversations"]:
+            return record
+    raise VDPError(f"nothing is said of {picture.image_id} and its like that does not name one of "
+                   f"{', '.join(asked)}: choose another context kind, or a source with more talk")
 
 
 def text_description(picture: Picture, seed) -> str:
