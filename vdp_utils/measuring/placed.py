@@ -23,22 +23,23 @@ class PlacedCondition(Condition):
     places: int = 0  # positions that `gap` adds or `squeezed` leaves
     rate: float = 0.0
     layer: int = 0  # that scores
+    moved: str = "all"  # or "last": which images `near` moves
 
 
 def placed_condition(lvlm: LVLM, context_kind: str, context_length: int, placement: str = "plain",
-                     places: int = 0, rate: float = 0.0) -> PlacedCondition:
+                     places: int = 0, rate: float = 0.0, moved: str = "all") -> PlacedCondition:
     """A condition with placed tokens. VDPError for one that the model cannot be put under."""
     base = condition(lvlm, context_kind, context_length)
     if placement == "gap":
         prompts.check_length(lvlm, context_length + places)
-    one = PlacedCondition(**vars(base), placement=placement, places=places, rate=rate,
+    one = PlacedCondition(**vars(base), placement=placement, places=places, rate=rate, moved=moved,
                           layer=default_layer(len(decoder_of(lvlm.model).layers)) if rate else 0)
     _placed(lvlm, one, torch.zeros(1, 1))
     return one
 
 
 @contextmanager
-def _around(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor):
+def around(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor):
     """Tokens stand, and are pruned, as the condition says; `kinds` (1, L) are the prompt's."""
     with ExitStack() as stack:
         for each in _placed(lvlm, one, kinds):
@@ -48,7 +49,7 @@ def _around(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor):
 
 def _placed(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor) -> list:
     """The condition's `Placement` and, where it prunes, its `ContextPruner`."""
-    found = [Placement(one.placement, one.places or None, kinds=kinds)]
+    found = [Placement(one.placement, one.places or None, one.moved, kinds=kinds)]
     if one.rate:
         found.append(ContextPruner(one.rate, mode="compress", layer=one.layer, positions="compact",
                                    kinds=kinds, processor=lvlm.processor))
@@ -67,10 +68,10 @@ def placed_sample(lvlm: LVLM, sample: Sample, one: PlacedCondition) -> list[dict
     asking = [prompts.asking(lvlm, question) for question in sample.questions]
     if one.rate:
         for question, asked in zip(sample.questions, asking):
-            with _around(lvlm, one, kinds_of(lvlm, prefix, asked)):
+            with around(lvlm, one, kinds_of(lvlm, prefix, asked)):
                 scores.append(score(lvlm, prefix, None, asked, question.options))
     else:
-        with _around(lvlm, one, kinds_of(lvlm, prefix)):
+        with around(lvlm, one, kinds_of(lvlm, prefix)):
             cache = prefill(lvlm, prefix)
             scores = [score(lvlm, prefix, cache, asked, question.options)
                       for question, asked in zip(sample.questions, asking)]

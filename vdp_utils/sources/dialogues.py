@@ -50,6 +50,7 @@ ROLES = {"user": "user", "human": "user", "gpt": "gpt", "assistant": "gpt"}
 QUESTION_KINDS = ("presence", "position", "relation", "counting", "naming", "description")
 LEAD_AT_START = "About the image shown at the start: "
 LEAD_ELSEWHERE = "About the image: "  # of a text description amid or after the context
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 IRREGULAR = dict(sheep="sheep", fish="fish", deer="deer", knife="knives", wolf="wolves",
                  leaf="leaves", tomato="tomatoes")
@@ -150,6 +151,12 @@ def position(item: Item) -> str | None:
     if min(abs(x - 0.5), abs(y - 0.5)) < MIDLINE_GAP:
         return None
     return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
+
+
+def image_leads(n: int, count: int) -> list[str]:
+    """How a question may say that it is about image `n`, from 0, of the `count` shown so far."""
+    leads = [f"About the {ORDINALS[n]} image: "]
+    return leads + [LEAD_AT_START] * (n == 0) + ["About the last image: "] * (n == count - 1)
 
 
 def presence(picture: Picture, noun: str, rng, held_out: bool = False) -> Question:
