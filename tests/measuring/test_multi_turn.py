@@ -1,6 +1,5 @@
 """Dialogues of many turns and images: what a turn's prompt holds, and what its row says."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -13,9 +12,10 @@ from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
+from vdp_utils.measuring import measure as measuring
 from vdp_utils.measuring import multi_turn
 from vdp_utils.measuring.measure import generate, measure, score
-from vdp_utils.measuring.multi_turn import by_reference, dialogue_condition, dialogue_rows
+from vdp_utils.measuring.multi_turn import dialogue_condition, dialogue_rows
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.mmdu import MARK, load, synthetic
@@ -30,7 +30,7 @@ def lvlm(uneven):
 
 @pytest.fixture(scope="module")
 def dialogue():
-    return synthetic("evaluation", 1, 3)
+    return synthetic("evaluation", 1, 2)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def test_a_turn_s_prompt_is_all_that_was_said_with_the_model_s_own_replies(lvlm,
         assert row["latest"] == (turn.about == shown - 1)
     assert any(row["reply"] for row in rows) and any(row["reply"] != row["reference"]
                                                      for row in rows)
-    assert [row["pictures"] for row in rows] == [3] * len(rows)
+    assert [row["pictures"] for row in rows] == [2] * len(rows)
 
 
 def test_images_come_in_the_order_in_which_they_are_shown(lvlm, dialogue):
@@ -126,29 +126,23 @@ def test_told_dialogues_grow_the_context_and_mislead_where_they_shall(lvlm, dial
             assert text_of(lvlm, prompt, Kind.QUESTION) == turn.words
 
 
-def test_anchors_leave_out_what_was_said(lvlm, dialogue, heard):
-    for before in ("images", "image"):
-        heard.clear()
-        one = dialogue_condition(lvlm, "same_image", 0, before=before, reply_tokens=1)
-        rows, shown = dialogue_rows(lvlm, dialogue, one), 0
-        for row, turn, prompt in zip(rows, dialogue.turns, heard):
-            shown += len(turn.marks) // len(MARK)
-            count = shown if before == "images" else 1
-            words = turn.words if before == "images" else (
-                dialogues.LEAD_AT_START + turn.question.text)
-            assert text_of(lvlm, prompt) == (f"<|im_start|>user\n{IMAGE * count}{words}<|im_end|>\n"
-                                             "<|im_start|>assistant\n")
-            assert row["context_tokens"] == 0 and row["before"] == before
-            own = prompts.opening(lvlm, dialogue.pictures[turn.about].image())
-            at = turn.about if before == "images" else 0
-            torch.testing.assert_close(prompt.images["pixel_values"][at],
-                                       own.images["pixel_values"][0])
-        assert count == (3 if before == "images" else 1)
+def test_without_history_a_question_comes_with_images_only(lvlm, dialogue, heard):
+    rows = dialogue_rows(lvlm, dialogue, dialogue_condition(
+        lvlm, "same_image", 0, history=False, reply_tokens=1))
+    shown = 0
+    for row, turn, prompt in zip(rows, dialogue.turns, heard):
+        shown += len(turn.marks) // len(MARK)
+        assert text_of(lvlm, prompt) == (f"<|im_start|>user\n{IMAGE * shown}{turn.words}"
+                                         "<|im_end|>\n<|im_start|>assistant\n")
+        assert row["context_tokens"] == 0 and not row["history"]
+        own = prompts.opening(lvlm, dialogue.pictures[turn.about].image()).images["pixel_values"]
+        torch.testing.assert_close(prompt.images["pixel_values"][turn.about], own[0])
+    assert shown == 2
 
 
 def test_a_released_turn_is_all_question_and_has_no_options(lvlm, dialogue, heard, tmp_path):
     record = dialogue.record()
-    record["conversations"][0]["value"] = f"{MARK}{MARK}{MARK}Look at them.\n\nWhat is it?"
+    record["conversations"][0]["value"] = f"{MARK}{MARK}Look at them.\n\nWhat is it?"
     for turn in record["conversations"][2::2]:
         turn["value"] = turn["value"].replace(MARK, "First.\n")
     (tmp_path / "mmdu_pics").mkdir()
@@ -163,9 +157,7 @@ def test_a_released_turn_is_all_question_and_has_no_options(lvlm, dialogue, hear
         assert (row["about"], row["options"], row["predicted"]) == (-1, "", "")
         assert np.isnan([row["correct"], row["distance"], row["margin"]]).all()
         assert 0 <= row["f1"] <= 1
-    assert rows[0]["image_tokens"] == 300
-    with pytest.raises(VDPError, match="does not say which image"):
-        dialogue_rows(lvlm, found, dialogue_condition(lvlm, "same_image", 0, before="image"))
+    assert rows[0]["image_tokens"] == 200
 
 
 def test_turns_that_pass_the_positions_are_not_asked(lvlm, dialogue, monkeypatch):
@@ -189,18 +181,23 @@ def test_rows_are_stored_and_not_measured_again(lvlm, tmp_path):
     assert first.loc[first["kind"] == "naming", "correct"].isna().all()
 
 
-def test_scores_by_reference():
-    same = by_reference("A cow, and a pig.", "a cow and a pig")
-    assert same == dict(f1=1, rouge_l=1)
-    turned = by_reference("a cow, a pig", "a pig, a cow")
-    assert turned["f1"] == 1 and turned["rouge_l"] == pytest.approx(0.5)
-    assert by_reference("one two", "one three four")["f1"] == pytest.approx(0.4)
-    assert by_reference("one", "") == dict(f1=0, rouge_l=0)
-    assert np.isnan(list(by_reference("one", None).values())).all()
+def test_replies_are_scored_by_the_reference(lvlm, dialogue, monkeypatch):
+    replies = {"Yes": "yes, yes", "No": "Yes."}
+    replies |= {q.answer: ", ".join(reversed(q.answer.split(", "))) for q in dialogue.questions
+                if q.kind == "naming"}
+    by_text = {turn.words: replies.get(turn.question.answer, "") for turn in dialogue.turns}
+    monkeypatch.setattr(multi_turn, "respond", lambda lvlm, prompt, *_: (
+        [], by_text[text_of(lvlm, prompt, Kind.QUESTION)]))
+    rows = dialogue_rows(lvlm, dialogue, dialogue_condition(lvlm, "same_image", 0))
+    for row in rows:
+        expected = {"Yes": (2 / 3, 2 / 3), "No": (0, 0)}.get(row["reference"], (0, 0))
+        if row["kind"] == "naming":
+            assert row["f1"] == pytest.approx(1) and 0 < row["rouge_l"] < 1
+        else:
+            assert (row["f1"], row["rouge_l"]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("options, message", [
-    (dict(before="nothing"), "unknown before='nothing'"),
     (dict(moved="first", placement="near"), "unknown images 'first'"),
     (dict(rate=1), "give a share of the context")])
 def test_what_cannot_be_asked_is_refused(lvlm, options, message):
@@ -208,8 +205,13 @@ def test_what_cannot_be_asked_is_refused(lvlm, options, message):
         dialogue_condition(lvlm, "other_images", 40, **options)
 
 
-def test_a_special_token_in_a_reply_brings_no_image_with_it(lvlm, dialogue, monkeypatch):
-    monkeypatch.setattr(multi_turn, "respond", lambda *_: ([], f"{MARK} or so"))
-    one = dataclasses.replace(dialogue_condition(lvlm, "same_image", 0), reply_tokens=2)
-    rows = dialogue_rows(lvlm, dialogue, one)
-    assert rows[-1]["image_tokens"] == 300
+def test_a_reply_brings_no_image_with_it(lvlm, dialogue, monkeypatch):
+    one = dialogue_condition(lvlm, "same_image", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(multi_turn, "respond", lambda *_: ([], f"{MARK} or so"))
+        assert dialogue_rows(lvlm, dialogue, one)[-1]["image_tokens"] == 200
+    says = [torch.eye(len(lvlm.tokenizer))[token]
+            for token in (lvlm.image_token_id, lvlm.tokenizer.eos_token_id)]
+    monkeypatch.setattr(measuring, "_start", lambda *_: (says[0], None))
+    monkeypatch.setattr(measuring, "_go_on", lambda *_: (says[1], None))
+    assert generate(lvlm, None, None, None) == ""

@@ -14,7 +14,7 @@ from vdp_utils import paths
 from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import (OTHER_AND_MISLEADING, PRESENCE, attention, concentration, cost,
-                                decline, priors, proportion, ranking, recovery, text_control)
+                                decline, mmdu, priors, proportion, ranking, recovery, text_control)
 from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import one_pair, presence_samples
@@ -170,6 +170,13 @@ def f9(stored: Stored):
         cost.by_length(late, stored.rows(recovery.PRUNED)), stored.model)
 
 
+def f12(stored: Stored):
+    rows = stored.rows(mmdu.DIALOGUES)
+    yield "fig12_mmdu", plots.dialogues(mmdu.summary(rows), stored.model)
+    yield "fig12_in_the_course", plots.dialogue_course(
+        mmdu.by_distance(rows), mmdu.by_turn(rows), stored.model)
+
+
 def embedded(stored: Stored):
     log = pd.read_csv(MODELS / stored.model.removeprefix("embedded-") / "training_log.csv")
     yield "fig00_scenes", plots.gallery(presence_samples("evaluation", 8))
@@ -183,7 +190,7 @@ def benchmark(stored: Stored):
     yield "fig09_baselines", plots.baselines(tables["baselines_times"])
 
 
-OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9))
+OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9, f12))
 OF_TABLES = (embedded, benchmark)  # of the default model only
 
 

@@ -7,18 +7,14 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 
 from vdp_utils.attention.tokens import Kind
-from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measuring.measure import judged, kinds_of, place, respond
 from vdp_utils.measuring.placed import PlacedCondition, around, placed_condition
 from vdp_utils.sources import dialogues
-from vdp_utils.sources.dialogues import LEAD_AT_START
 from vdp_utils.sources.mmdu import MARK, Dialogue, Turn
 
 ROUGE = RougeScorer(["rouge1", "rougeL"])
-BEFORE = ("dialogue", "images", "image")  # a question: all that was said; images alone; its image
 
 
 @dataclass(frozen=True)
@@ -29,104 +25,84 @@ class DialogueCondition(PlacedCondition):
     of the context kind, about pictures that are not shown: the context grows turn by turn.
     """
 
-    before: str = "dialogue"
+    history: bool = True  # else every question comes with the images shown so far and no words
     reply_tokens: int = 32  # at most
 
 
 def dialogue_condition(lvlm: LVLM, context_kind: str, context_length: int, rate: float = 0.0,
-                       placement: str = "plain", moved: str = "all", before: str = "dialogue",
-                       reply_tokens: int = 32) -> DialogueCondition:
+                       placement: str = "plain", moved: str = "all", **options
+                       ) -> DialogueCondition:
     """A condition of dialogues. VDPError for one that the model cannot be put under."""
-    if before not in BEFORE:
-        raise VDPError(f"unknown before={before!r}: choose one of {', '.join(BEFORE)}")
     base = placed_condition(lvlm, context_kind, context_length, placement, rate=rate, moved=moved)
-    return DialogueCondition(**vars(base), before=before, reply_tokens=reply_tokens)
+    return DialogueCondition(**vars(base), **options)
 
 
 @torch.no_grad()
 def dialogue_rows(lvlm: LVLM, dialogue: Dialogue, one: DialogueCondition) -> list[dict]:
     """Rows of one dialogue, one a turn, as `measure` stores them.
 
-    Columns: image_id (the dialogue), question_id (the turn), context_kind, context_length, before,
-    placement, moved, rate; turn, pictures (in the whole dialogue), about (-1 where not known),
-    latest (about the last image shown so far), distance (tokens between the image asked about and
-    the question, NaN where not known), context_tokens and image_tokens, all before pruning; kind,
-    nouns, question, reference, reply, f1 and rouge_l (of the reply by the reference); and what
-    `measure` has of options: options, log_likelihoods, answer, predicted, correct (1.0 or 0.0),
-    margin, empty or NaN where there are none. A turn that passes the model's positions is not
-    asked: its reply is empty and its scores are NaN.
+    Columns: image_id (the dialogue), question_id, context_kind, context_length, history, placement,
+    moved, rate; turn, pictures (of the whole dialogue), about (-1 where not known), latest (about
+    the last image so far), distance (tokens between the image asked about and the question, NaN
+    where not known), context_tokens and image_tokens, all before pruning; kind, question,
+    reference, reply, f1 (of tokens, which is ROUGE-1's) and rouge_l, of the reply by the
+    reference; and as `measure` has them, empty or NaN without options, options, log_likelihoods,
+    answer, predicted, correct (1.0 or 0.0), margin. A turn that passes the model's positions is
+    not asked: no reply, and NaN for scores.
     """
-    images = [picture.image() if hasattr(picture, "image") else prompts.open_image(picture)
-              for picture in dialogue.pictures]
-    said, rows, shown = [], [], 0
+    images, said, rows, shown = images_of(dialogue), [], [], 0
     for number, turn in enumerate(dialogue.turns):
         said.append(turn.said(_told(lvlm, dialogue, turn, number, one)))
         shown += said[-1].count(MARK)
-        alone, asked, which = turn.question.text, said, images[:shown]
-        if one.before == "images":
-            asked = [MARK * shown + turn.words.replace(MARK, "")]
-        elif one.before == "image":
-            if turn.about < 0:
-                raise VDPError(f"dialogue {dialogue.image_id} does not say which image its turns "
-                               "are about: take before='images' or 'dialogue'")
-            asked, which = [MARK + LEAD_AT_START + alone], [images[turn.about]]
-        prompt = prompts.conversation(lvlm, asked, which, whole=turn.about < 0)
-        scores, reply = [], ""
-        fits = len(prompt) + one.reply_tokens <= lvlm.max_positions
-        if fits:
+        asked = said if one.history else [MARK * shown + turn.words.replace(MARK, "")]
+        prompt = prompts.conversation(lvlm, asked, images[:shown], whole=turn.about < 0)
+        question, scores, reply, by_words = turn.question, [], "", (np.nan, np.nan)
+        if len(prompt) + one.reply_tokens <= lvlm.max_positions:
             with around(lvlm, one, kinds_of(lvlm, prompt).long()):
-                scores, reply = respond(lvlm, prompt, turn.question.options, one.reply_tokens)
+                scores, reply = respond(lvlm, prompt, question.options, one.reply_tokens)
+            found = ROUGE.score(question.answer, reply)
+            by_words = [float(found[name].fmeasure) for name in ("rouge1", "rougeL")]
         said.append(reply.replace(MARK, ""))
+        choice = judged(question, scores) if scores else dict(
+            options="", log_likelihoods=[], answer="", predicted="", correct=np.nan, margin=np.nan)
         counts = np.bincount(prompt.kinds, minlength=len(Kind))
         rows.append(dict(
-            **place(dialogue, number, one), before=one.before, placement=one.placement,
+            **place(dialogue, number, one), history=one.history, placement=one.placement,
             moved=one.moved, rate=one.rate, turn=number, pictures=len(images), about=turn.about,
-            latest=turn.about == shown - 1, distance=_distance(prompt, turn, len(which)),
+            latest=turn.about == shown - 1, distance=_distance(prompt, turn, shown),
             context_tokens=int(counts[Kind.CONTEXT]), image_tokens=int(counts[Kind.IMAGE]),
-            kind=turn.question.kind, nouns="/".join(turn.question.nouns), question=alone,
-            reference=turn.question.answer, reply=reply,
-            **by_reference(turn.question.answer, reply if fits else None),
-            **_by_options(turn.question, scores)))
+            kind=question.kind, question=question.text, reference=question.answer, reply=reply,
+            **dict(zip(("f1", "rouge_l"), by_words)),
+            **choice | dict(correct=float(choice["correct"]))))
     return rows
 
 
+def images_of(dialogue: Dialogue) -> list:
+    """A dialogue's pictures as PIL images."""
+    return [one.image() if hasattr(one, "image") else prompts.open_image(one)
+            for one in dialogue.pictures]
+
+
 def _told(lvlm: LVLM, dialogue: Dialogue, turn: Turn, number: int, one: DialogueCondition) -> str:
-    """What a turn tells before its question, which no question's answer hangs on. A misleading
-    dialogue affirms the noun asked about, where the answer is no, of a picture not shown."""
+    """What a turn tells before its question: nothing that answers any question. A misleading
+    dialogue affirms of a picture not shown the noun asked about, where the answer is no."""
     if not one.context_length or turn.about < 0:
         return ""
-    picture = dialogue.pictures[turn.about]
+    picture, text = dialogue.pictures[turn.about], ""
     nouns = sorted({noun for question in dialogue.questions for noun in question.nouns})
     asked = dict.fromkeys(nouns, True) | {n: n in picture.counts for n in turn.question.nouns}
     key = (*picture.seed, number, one.seed, 17 + dialogues.CONTEXT_KINDS.index(one.context_kind))
     blocks = dialogues.context_blocks(one.context_kind, picture, asked, key,
                                       misleading=dialogues.NAMED)
-    text = ""
     while len(prompts.words(lvlm, text)) < one.context_length:
         text = next(blocks) + text
     return text
 
 
-def _distance(prompt: Prompt, turn: Turn, shown: int) -> float:
+def _distance(prompt: prompts.Prompt, turn: Turn, shown: int) -> float:
     """Tokens between the image that a turn is about and its question."""
     if turn.about < 0:
-        return float("nan")
+        return np.nan
     image = np.flatnonzero(prompt.kinds == Kind.IMAGE)  # pictures of one size: as many tokens each
-    last = image[len(image) // shown * min(turn.about + 1, shown) - 1]
+    last = image[len(image) // shown * (turn.about + 1) - 1]
     return float((prompt.kinds == Kind.QUESTION).argmax() - last - 1)
-
-
-def _by_options(question: dialogues.Question, scores: list[float]) -> dict:
-    if scores:
-        found = judged(question, scores)
-        return found | dict(correct=float(found["correct"]))
-    return dict(options="/".join(question.options), log_likelihoods=[], answer="", predicted="",
-                correct=float("nan"), margin=float("nan"))
-
-
-def by_reference(reference: str, reply: str | None) -> dict:
-    """Token F1 (which is ROUGE-1's) and ROUGE-L's F of a reply, in [0, 1]; NaN without one."""
-    if reply is None:
-        return dict(f1=float("nan"), rouge_l=float("nan"))
-    found = ROUGE.score(reference, reply)
-    return dict(f1=float(found["rouge1"].fmeasure), rouge_l=float(found["rougeL"].fmeasure))
