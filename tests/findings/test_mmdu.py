@@ -105,17 +105,17 @@ def test_figures_show_what_was_measured(few_resamples):
     summary, distances = mmdu.summary(rows), mmdu.by_distance(rows)
     figure = figures.dialogues(summary, "S")
     assert "S: presence questions" in figure.get_suptitle() and "n = 20" in figure.get_suptitle()
-    assert legend(figure) == ["about the earlier image", "about the latest image"]
+    assert legend(figure) == ["about the latest image", "about an earlier image"]
     ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    for axes, kind in zip(figure.axes, sorted(mmdu.KINDS)):
+    for axes, kind in zip(figure.axes, mmdu.KINDS):
         part = summary[summary["context_kind"] == kind]
-        for bars, which in zip(axes.containers, ("earlier", "latest")):
+        for bars, which in zip(axes.containers, ("latest", "earlier")):
             some = part[part["which"] == which]
             x, y = bars.lines[0].get_data()
-            assert dict(zip([ticks[round(at)] for at in y], x)) == dict(zip(some["setting"], some["value"]))
+            drawn = dict(zip([ticks[round(at)] for at in y], x))
+            assert drawn == dict(zip(some["setting"], some["value"]))
     figure = figures.dialogue_course(distances, mmdu.by_turn(rows), "S")
-    kinds = sorted(mmdu.KINDS)
-    for axes, kind in zip(figure.axes[:2], kinds):
+    for axes, kind in zip(figure.axes[:2], mmdu.KINDS):
         for setting in labels(axes):
             assert_drawn(axes, setting, distances[(distances["context_kind"] == kind)
                                                   & (distances["setting"] == setting)], "distance")

@@ -86,8 +86,8 @@ def test_images_come_in_the_order_in_which_they_are_shown(lvlm, dialogue):
 def test_a_turn_is_answered_as_its_prompt_placed_and_pruned_so(lvlm, dialogue, heard, placement,
                                                                moved, rate):
     one = dialogue_condition(lvlm, "other_images", 40, rate, placement, moved, reply_tokens=4)
-    row = dialogue_rows(lvlm, dialogue, one)[5]
-    question, prompt, empty = dialogue.questions[5], heard[5], prompts.words(lvlm, "")
+    row = dialogue_rows(lvlm, dialogue, one)[4]
+    question, prompt, empty = dialogue.questions[4], heard[4], prompts.words(lvlm, "")
     kinds = torch.from_numpy(prompt.kinds)[None].long()
 
     def answered(placement, moved, rate):

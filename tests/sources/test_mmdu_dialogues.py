@@ -58,10 +58,10 @@ def test_malformed_records_are_named(tmp_path, changes, message):
 
 
 def test_files_that_are_no_benchmark_are_refused(tmp_path):
-    with pytest.raises(VDPError, match="cannot be read as JSON"):
+    with pytest.raises(VDPError, match="cannot be read as a list or dict"):
         load(tmp_path / "benchmark.json")
-    with pytest.raises(VDPError, match="expected a list or dict of dialogues, found str"):
-        load(stored(tmp_path, "x"))
+    with pytest.raises(VDPError, match="cannot be read as a list or dict"):
+        load(stored(tmp_path, 3))
     with pytest.raises(VDPError, match="the same id"):
         load(stored(tmp_path, [record(), record()]))
 

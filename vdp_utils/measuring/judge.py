@@ -52,8 +52,11 @@ class Judge:
         Time-outs, rate limits and an endpoint's own errors are tried again, as it asks or with
         growing pauses. VDPError where nobody answers, or refuses every question.
         """
-        content = [{"type": "text", "text": text}, *(
-            {"type": "image_url", "image_url": {"url": _data(one)}} for one in images)]
+        content = [{"type": "text", "text": text}]
+        for image in images:
+            image.save(file := io.BytesIO(), "PNG")
+            data = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+            content.append({"type": "image_url", "image_url": {"url": data}})
         body = dict(model=self.model, max_tokens=4096, temperature=0,
                     messages=[{"role": "user", "content": content}])
         headers = {"Authorization": f"Bearer {os.environ[KEY]}"} if KEY in os.environ else {}
@@ -70,12 +73,6 @@ class Judge:
             raise VDPError(f"the judge at {self.url} cannot be reached ({error}): check the URL; "
                            "what it has judged is stored, so run again") from error
         return _read(self.url, answer)
-
-
-def _data(image) -> str:
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _read(url: str, answer: requests.Response) -> dict:
@@ -108,14 +105,18 @@ def scores(text: str) -> dict[str, float]:
             given = ast.literal_eval(part.replace("null", "None")).items()
         except (ValueError, SyntaxError, AttributeError):
             continue
-        given = {re.sub("[^a-z]|score", "", str(name).lower()): value for name, value in given}
-        read = {name: re.match(r"\d+(\.\d+)?", str(given.get(re.sub(
-            "[^a-z]|score", "", name.lower())))) for name in SCORES}
-        found = {name: float(number[0]) for name, number in read.items()
-                 if number and 1 <= float(number[0]) <= 10}
+        known, found = {_plain(name): name for name in SCORES}, {}
+        for name, value in given:
+            number = re.match(r"\d+(\.\d+)?", str(value))
+            if _plain(name) in known and number and 1 <= float(number[0]) <= 10:
+                found[known[_plain(name)]] = float(number[0])
         if found:
             return found
     return {}
+
+
+def _plain(name) -> str:
+    return re.sub("[^a-z]|score", "", str(name).lower())
 
 
 def judge_replies(judge: Judge, dialogues: list[Dialogue], conditions, store: ResultStore,

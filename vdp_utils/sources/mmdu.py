@@ -23,11 +23,8 @@ ROOM = 100  # scenes among which the pictures of one dialogue are sought
 
 @dataclass(frozen=True)
 class Turn:
-    """A user's turn: the MARKs it opens with, its words, and what is asked.
-
-    The question's answer is the reference. `about` is the number, from 0, of the picture that it
-    is about, -1 where that is not known. In released turns the words hold the MARKs.
-    """
+    """A user's turn: the MARKs it opens with, its words (released ones hold the MARKs), a question
+    whose answer is the reference, and the number of the picture it is about, -1 if not known."""
 
     marks: str
     words: str
@@ -41,10 +38,8 @@ class Turn:
 
 @dataclass(frozen=True)
 class Dialogue:
-    """Its name, its pictures (files of released ones) in order, and the user's turns.
-
-    It can be measured as a `Sample` can: the name stands for the image, the unit of statistics.
-    """
+    """Its name, its pictures (files of released ones) in order, and the user's turns. To `measure`
+    it is a sample, its name standing for the image, the unit of statistics."""
 
     image_id: str
     pictures: tuple[Picture | Path, ...]
@@ -70,13 +65,10 @@ def load(path: str | Path) -> list[Dialogue]:
     path = Path(path)
     try:
         records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VDPError(f"{path}: cannot be read as JSON ({error}); give MMDU's benchmark.json"
-                       ) from error
-    if not isinstance(records, (list, dict)):
-        raise VDPError(f"{path}: expected a list or dict of dialogues, found "
-                       f"{type(records).__name__}: give MMDU's benchmark.json")
-    records = records.values() if isinstance(records, dict) else records
+        records = list(records.values() if isinstance(records, dict) else records)
+    except (OSError, ValueError, TypeError) as error:
+        raise VDPError(f"{path}: cannot be read as a list or dict of dialogues ({error}); give "
+                       "MMDU's benchmark.json") from error
     found = [_released(one, path.parent, f"{path}: dialogue {n}") for n, one in enumerate(records)]
     if len({one.image_id for one in found}) < len(found):
         raise VDPError(f"{path}: two dialogues have the same id: give each its own")
