@@ -114,7 +114,8 @@ def test_one_cell_holds_the_parameters_before_all_that_depends_on_them(path):
 def test_code_cells_are_short_and_plain(path):
     sources = [cell.source for cell in code(path)]
     lengths = [len(source.splitlines()) for source in sources]
-    assert statistics.median(lengths) <= 6 and max(lengths) <= 8, lengths
+    most = [10 if "parameters" in tags(cell) else 8 for cell in code(path)]
+    assert statistics.median(lengths) <= 6 and all(map(int.__le__, lengths, most)), lengths
     for source in sources:
         tree = ast.parse(source)  # fails at ! and %
         for node in ast.walk(tree):

@@ -100,26 +100,25 @@ def test_tables_by_pictures_distance_and_turn(few_resamples):
     assert mmdu.by_turn(lone)["turn"].max() == 2
 
 
-def test_figures_show_what_was_measured(few_resamples):
+def test_the_figure_shows_what_was_measured(few_resamples):
     rows = table_with({("misleading", "earlier"): 0.3}, images=20)
     summary, distances = mmdu.summary(rows), mmdu.by_distance(rows)
-    figure = figures.dialogues(summary, "S")
+    figure = figures.dialogues(summary, distances, "S")
     assert "S: presence questions" in figure.get_suptitle() and "n = 20" in figure.get_suptitle()
-    assert legend(figure) == ["about the latest image", "about an earlier image"]
+    assert set(legend(figure)) == {"about the latest image", "about an earlier image", PLAIN,
+                                   PRUNED, "near, all images", BARE}
     ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
-    for axes, kind in zip(figure.axes, mmdu.KINDS):
+    for upper, lower, kind in zip(figure.axes[:2], figure.axes[2:], mmdu.KINDS):
+        assert kind.replace("_", " ") in upper.get_title()
         part = summary[summary["context_kind"] == kind]
-        for bars, which in zip(axes.containers, ("latest", "earlier")):
+        for bars, which in zip(upper.containers, ("latest", "earlier")):
             some = part[part["which"] == which]
             x, y = bars.lines[0].get_data()
             drawn = dict(zip([ticks[round(at)] for at in y], x))
             assert drawn == dict(zip(some["setting"], some["value"]))
-    figure = figures.dialogue_course(distances, mmdu.by_turn(rows), "S")
-    for axes, kind in zip(figure.axes[:2], mmdu.KINDS):
-        for setting in labels(axes):
-            assert_drawn(axes, setting, distances[(distances["context_kind"] == kind)
-                                                  & (distances["setting"] == setting)], "distance")
-    assert set(labels(figure.axes[2])) == {PLAIN, PRUNED, "near, all images"}
+        for setting in labels(lower):
+            assert_drawn(lower, setting, distances[(distances["context_kind"] == kind)
+                                                   & (distances["setting"] == setting)], "distance")
 
 
 def test_the_judge_s_own_overall_is_pooled_over_turns():

@@ -172,9 +172,7 @@ def f9(stored: Stored):
 
 def f12(stored: Stored):
     rows = stored.rows(mmdu.DIALOGUES)
-    yield "fig12_mmdu", plots.dialogues(mmdu.summary(rows), stored.model)
-    yield "fig12_in_the_course", plots.dialogue_course(
-        mmdu.by_distance(rows), mmdu.by_turn(rows), stored.model)
+    yield "fig12_mmdu", plots.dialogues(mmdu.summary(rows), mmdu.by_distance(rows), stored.model)
 
 
 def embedded(stored: Stored):
