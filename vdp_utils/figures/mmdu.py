@@ -34,7 +34,7 @@ def dialogues(summary: pd.DataFrame, distances: pd.DataFrame, model: str) -> Fig
         lower.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
         lower.set_xscale("log", base=2)
         lower.xaxis.set_major_formatter("{x:g}")
-        lower.set_xlabel("tokens from the image asked about to the question")
+        lower.set_xlabel("tokens back to the image asked about")
     panels[1][0].set_ylabel("accuracy")
     style.shared_legend(figure, *panels[:, 0], columns=3)
     figure.suptitle(f"{model}: presence questions in dialogues about several images "
