@@ -26,7 +26,7 @@ from vdp_utils import paths, stats
 from vdp_utils.commands import bench, figures
 from vdp_utils.commands.run import run as run_notebook
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import PRESENCE, concentration, cost, ranking, recovery
+from vdp_utils.findings import PRESENCE, concentration, cost, mmdu, ranking, recovery
 from vdp_utils.lvlm import load
 from vdp_utils.measuring.store import ResultStore
 
@@ -38,7 +38,7 @@ PLACES = re.compile(r"/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\|\.ve
 
 TABLES = {"cost.TIMES": cost.TIMES, "ranking.STRATEGIES": ranking.STRATEGIES,  # 09 reads others too
           "findings.PRESENCE": PRESENCE, "concentration.MASSES": concentration.MASSES,
-          "recovery.PRUNED": recovery.PRUNED}
+          "recovery.PRUNED": recovery.PRUNED, "mmdu.DIALOGUES": mmdu.DIALOGUES}
 
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 measuring = pytest.mark.parametrize("path", MEASURING, ids=lambda path: path.stem)
@@ -114,7 +114,8 @@ def test_one_cell_holds_the_parameters_before_all_that_depends_on_them(path):
 def test_code_cells_are_short_and_plain(path):
     sources = [cell.source for cell in code(path)]
     lengths = [len(source.splitlines()) for source in sources]
-    assert statistics.median(lengths) <= 6 and max(lengths) <= 8, lengths
+    most = [10 if "parameters" in tags(cell) else 8 for cell in code(path)]
+    assert statistics.median(lengths) <= 6 and all(map(int.__le__, lengths, most)), lengths
     for source in sources:
         tree = ast.parse(source)  # fails at ! and %
         for node in ast.walk(tree):
@@ -264,7 +265,9 @@ def change(store, finding):
     """Of three rows a condition: the right answer made wrong, every list of numbers turned."""
     for one in store.conditions(finding):
         rows = store.read(finding, one)
-        for at in (rows.index[rows["correct"]] if "correct" in rows else rows.index)[:3]:
+        right = rows["correct"].eq(True) & rows["predicted"].isin(["yes", "no"]) if (
+            "correct" in rows) else rows.index == rows.index
+        for at in rows.index[right][:3]:
             if "correct" in rows:
                 rows.at[at, "correct"] = False
                 rows.at[at, "predicted"] = {"yes": "no", "no": "yes"}[rows.at[at, "predicted"]]

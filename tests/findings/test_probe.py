@@ -21,8 +21,8 @@ def made(right):
     return pd.DataFrame(dict(
         image_id=f"i{image:02d}", question_id=str(number), answer=("yes", "no")[number],
         context_kind=kind.replace("none", "other_images"), context_length=length,
-        placement=placement,
-        places=places, rate=rate, positions="compact", correct=image < right.get(key, 1) * IMAGES or number == 0)
+        placement=placement, places=places, rate=rate, positions="compact",
+        correct=image < right.get(key, 1) * IMAGES or number == 0)
         for kind, length, placement, places, rate, key in cells
         for image in range(IMAGES) for number in range(2))
 

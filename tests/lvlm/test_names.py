@@ -15,7 +15,8 @@ def test_names_that_may_be_right_pass(name):
     check_names(name)
 
 
-@pytest.mark.parametrize("name", ["embedded-xl", "embedded-", "embedded-S", "embedded-s-", "embedded-s-fra"])
+@pytest.mark.parametrize("name", ["embedded-xl", "embedded-", "embedded-S", "embedded-s-",
+                                  "embedded-s-fra"])
 def test_an_unknown_size_is_refused(name):
     with pytest.raises(VDPError, match=f"unknown size '{name}'.*embedded-s, embedded-m, embedded"):
         check_names(name)

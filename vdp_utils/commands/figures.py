@@ -14,7 +14,7 @@ from vdp_utils import paths
 from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import (OTHER_AND_MISLEADING, PRESENCE, attention, concentration, cost,
-                                decline, distance, priors, proportion, ranking, recovery,
+                                decline, distance, mmdu, priors, proportion, ranking, recovery,
                                 text_control)
 from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.measuring.store import ResultStore
@@ -171,6 +171,11 @@ def f9(stored: Stored):
         cost.by_length(late, stored.rows(recovery.PRUNED)), stored.model)
 
 
+def f12(stored: Stored):
+    rows = stored.rows(mmdu.DIALOGUES)
+    yield "fig12_mmdu", plots.dialogues(mmdu.summary(rows), mmdu.by_distance(rows), stored.model)
+
+
 def d1(stored: Stored):
     rows = stored.rows(distance.ROWS)
     summary = distance.summary(rows)
@@ -194,7 +199,7 @@ def benchmark(stored: Stored):
     yield "fig09_baselines", plots.baselines(tables["baselines_times"])
 
 
-OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9, d1))
+OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9, f12, d1))
 OF_TABLES = (embedded, benchmark)  # of the default model only
 
 

@@ -80,7 +80,8 @@ def cures(table: pd.DataFrame, times: pd.DataFrame, model: str) -> Figure:
             _points(axes, some.rename(columns=dict(effect="value")), places, number,
                     f"answer in the {target}")
         axes.axvline(0, color="0.5", linewidth=0.8)
-        axes.set(title=f"{KINDS[kind][0].split(':')[0]} context", xlabel="gain of balanced accuracy")
+        axes.set(title=f"{KINDS[kind][0].split(':')[0]} context",
+                 xlabel="gain of balanced accuracy")
     timed = times[times["setting"].isin(settings)]
     _points(panels[-1], timed, timed["setting"].map(settings.index), 2, None)
     panels[-1].axvline(1, color="0.5", linewidth=0.8)

@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vdp_utils.attention.tokens import SLOT, Kind, pieces
+from vdp_utils.attention.tokens import SLOT, Kind, pieces, token_kinds
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.dialogues import LEAD_AT_START, LEAD_ELSEWHERE, Question
+from vdp_utils.sources.mmdu import MARK
 from vdp_utils.sources.samples import PICTURES, Sample
 
 # where in the context the text description stands
@@ -75,15 +76,19 @@ def frame(processor, with_image: bool) -> tuple[str, str]:
 def opening(lvlm: LVLM, image: Image.Image | None) -> Prompt:
     """Template and image tokens up to where the user's words begin."""
     before, _ = frame(lvlm.processor, image is not None)
+    return _read(lvlm, before, [image] if image is not None else [])
+
+
+def _read(lvlm: LVLM, text: str, images: list[Image.Image]) -> Prompt:
+    """Tokens of a text from the prompt's start on, of kind IMAGE or else TEMPLATE."""
     bos = lvlm.tokenizer.bos_token
-    special = not (bos and before.startswith(bos))
-    if image is None:
-        ids = lvlm.tokenizer(before, add_special_tokens=special).input_ids
-        return _part(ids, Kind.TEMPLATE)
+    special = not (bos and text.startswith(bos))
+    if not images:
+        return _part(lvlm.tokenizer(text, add_special_tokens=special).input_ids, Kind.TEMPLATE)
     no_tokens = VDPError(f"model {lvlm.name!r} puts no image tokens into its prompt: give a model "
                          "whose processor expands the image into tokens")
     try:
-        inputs = lvlm.processor(text=before, images=image, return_tensors="pt",
+        inputs = lvlm.processor(text=text, images=images, return_tensors="pt",
                                 add_special_tokens=special)
     except ValueError as error:  # images without a placeholder in the text
         raise no_tokens from error
@@ -93,6 +98,38 @@ def opening(lvlm: LVLM, image: Image.Image | None) -> Prompt:
         raise no_tokens
     kinds = np.where(ids == lvlm.image_token_id, Kind.IMAGE, Kind.TEMPLATE).astype(np.int8)
     return Prompt(ids, kinds, dict(inputs))
+
+
+def chat(processor, turns) -> str:
+    """Turns, the user's and the assistant's in turn, as the chat template writes them.
+
+    A MARK in a user's turn is the next image.
+    """
+    messages = []
+    for number, turn in enumerate(turns):
+        first, *rest = turn.split(MARK) if number % 2 == 0 else [turn]
+        content = [{"type": "text", "text": first}] if first or not rest else []
+        for words in rest:
+            content += [{"type": "image"}, *[{"type": "text", "text": words}] * bool(words)]
+        messages.append({"role": ("user", "assistant")[number % 2], "content": content})
+    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def conversation(lvlm: LVLM, turns, images: list[Image.Image], whole: bool = False) -> Prompt:
+    """A chat about several images up to where the answer to its last turn begins.
+
+    `turns` as in `chat`; `images`, in order, are as many as its MARKs. The last line of the last
+    turn is the question, or `whole`, all of it after its last image; what was said before is
+    context.
+    """
+    prompt = _read(lvlm, chat(lvlm.processor, turns), images)
+    ids = torch.from_numpy(prompt.input_ids)[None]
+    kinds = token_kinds(ids, lvlm.processor, lvlm.image_token_id)[0].numpy().astype(np.int8)
+    start = int((kinds == Kind.QUESTION).argmax())
+    while whole and kinds[start - 1] == Kind.CONTEXT:  # turns before it end with the template
+        start -= 1
+        kinds[start] = Kind.QUESTION
+    return Prompt(prompt.input_ids, kinds, prompt.images)
 
 
 def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0,

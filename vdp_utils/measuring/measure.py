@@ -230,7 +230,10 @@ def score(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, options) -> list[fl
     """Log-likelihood of each option as the answer: the sum over its tokens, natural log."""
     if not options:
         raise VDPError("a question without options cannot be scored: use answer() for free text")
-    start, after = _start(lvlm, prefix, cache, asking)
+    return _scores(lvlm, *_start(lvlm, prefix, cache, asking), options)
+
+
+def _scores(lvlm: LVLM, start: torch.Tensor, after, options) -> list[float]:
     first, length = start.log_softmax(-1), after.get_seq_length()  # less than asked, if pruned
     scores = []
     for option in options:
@@ -246,12 +249,23 @@ def score(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, options) -> list[fl
 
 def generate(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, max_new_tokens: int = 8) -> str:
     """The greedy answer as text."""
-    logits, state = _start(lvlm, prefix, cache, asking)
+    return _greedy(lvlm, *_start(lvlm, prefix, cache, asking), max_new_tokens)
+
+
+def respond(lvlm: LVLM, prompt: Prompt, options, max_new_tokens: int) -> tuple[list[float], str]:
+    """Of one pass: each option's log-likelihood, as `score`, and the greedy answer as text."""
+    logits, state = _start(lvlm, prompt, None, prompts.words(lvlm, ""))
+    length = state.get_seq_length()
+    scores = _scores(lvlm, logits, state, options)
+    return scores, _greedy(lvlm, logits, _fork(state, length), max_new_tokens)
+
+
+def _greedy(lvlm: LVLM, logits: torch.Tensor, state, max_new_tokens: int) -> str:
     stop, found = prompts.stop_ids(lvlm), []
     while (token := int(logits.argmax())) not in stop and len(found) < max_new_tokens:
         found.append(token)
         logits, state = _go_on(lvlm, state, token)
-    return lvlm.tokenizer.decode(found).strip()
+    return lvlm.tokenizer.decode(found, skip_special_tokens=True).strip()
 
 
 @torch.no_grad()

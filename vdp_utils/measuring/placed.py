@@ -25,24 +25,25 @@ class PlacedCondition(Condition):
     rate: float = 0.0
     positions: str = "compact"  # of the shortened prompt's tokens: closed up, or "kept"
     layer: int = 0  # that scores
+    moved: str = "all"  # or "last": which images `near` moves
 
 
 def placed_condition(lvlm: LVLM, context_kind: str, context_length: int, placement: str = "plain",
                      places: int = 0, rate: float = 0.0, positions: str = "compact",
-                     image: str = "own") -> PlacedCondition:
+                     image: str = "own", moved: str = "all") -> PlacedCondition:
     """A condition with placed tokens. VDPError for one that the model cannot be put under."""
     base = condition(lvlm, context_kind, context_length, image)
     if placement == "gap":
         prompts.check_length(lvlm, context_length + places)
     one = PlacedCondition(**vars(base), placement=placement, places=places, rate=rate,
-                          positions=positions,
+                          positions=positions, moved=moved,
                           layer=default_layer(len(decoder_of(lvlm.model).layers)) if rate else 0)
     _placed(lvlm, one, torch.zeros(1, 1))
     return one
 
 
 @contextmanager
-def _around(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor):
+def around(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor):
     """Tokens stand, and are pruned, as the condition says; `kinds` (1, L) are the prompt's."""
     with ExitStack() as stack:
         for each in _placed(lvlm, one, kinds):
@@ -52,7 +53,7 @@ def _around(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor):
 
 def _placed(lvlm: LVLM, one: PlacedCondition, kinds: torch.Tensor) -> list:
     """The condition's `Placement` and, where it prunes, its `ContextPruner`."""
-    found = [Placement(one.placement, one.places or None, kinds=kinds)]
+    found = [Placement(one.placement, one.places or None, one.moved, kinds=kinds)]
     if one.rate:
         found.append(ContextPruner(one.rate, mode="compress", layer=one.layer, kinds=kinds,
                                    positions=one.positions, processor=lvlm.processor))
@@ -72,11 +73,11 @@ def placed_sample(lvlm: LVLM, sample: Sample, one: PlacedCondition) -> list[dict
     asking = [prompts.asking(lvlm, question, one.image) for question in sample.questions]
     if one.rate:
         for question, asked in zip(sample.questions, asking):
-            with _around(lvlm, one, kinds_of(lvlm, prefix, asked)):
+            with around(lvlm, one, kinds_of(lvlm, prefix, asked)):
                 scores.append(score(lvlm, prefix, None, asked, question.options))
             masses.append(halves(torch.empty(0)))
     else:
-        with _around(lvlm, one, kinds_of(lvlm, prefix)):
+        with around(lvlm, one, kinds_of(lvlm, prefix)):
             cache = prefill(lvlm, prefix)
             for question, asked in zip(sample.questions, asking):
                 with record(lvlm.model, mass="last",
@@ -107,7 +108,7 @@ def placed_times_sample(lvlm: LVLM, sample: Sample, one: PlacedCondition) -> lis
         inputs = prompts.tensors(whole, lvlm.device)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
-        with _around(lvlm, one, kinds_of(lvlm, whole)):
+        with around(lvlm, one, kinds_of(lvlm, whole)):
             found = timing.prefill_and_decode(lvlm.model, inputs)
         plain = timing.prefill_and_decode(lvlm.model, inputs)["ttft_s"]
         rows.append(_place(sample, number, one) | found | dict(plain_ttft_s=plain))

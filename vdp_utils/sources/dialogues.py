@@ -47,6 +47,7 @@ TEMPLATES = {
 QUESTION_KINDS = ("presence", "position", "relation", "counting", "naming", "description")
 LEAD_AT_START = "About the image shown at the start: "
 LEAD_ELSEWHERE = "About the image: "  # of a text description amid or after the context
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
 
 IRREGULAR = dict(sheep="sheep", fish="fish", deer="deer", knife="knives", wolf="wolves",
                  leaf="leaves", tomato="tomatoes", person="people", man="men", woman="women",
@@ -165,6 +166,12 @@ def position(item: Item) -> str | None:
     if min(abs(x - 0.5), abs(y - 0.5)) < MIDLINE_GAP:
         return None
     return f"{'top' if y < 0.5 else 'bottom'} {'left' if x < 0.5 else 'right'}"
+
+
+def image_leads(n: int, count: int) -> list[str]:
+    """How a question may say that it is about image `n`, from 0, of the `count` shown so far."""
+    leads = [f"About the {ORDINALS[n]} image: "]
+    return leads + [LEAD_AT_START] * (n == 0) + ["About the last image: "] * (n == count - 1)
 
 
 def presence(picture: Picture, noun: str, rng, held_out: bool = False) -> Question:
@@ -341,9 +348,10 @@ def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, le
     check_context_kind(kind)
     rng = np.random.default_rng(seed)
     if kind in ("prose", "repeated"):
-        same = [_sentence(rng, asked)] * 5
+        told = [_sentence(rng, asked)] * 5
         while True:
-            yield " ".join([_sentence(rng, asked) for _ in same] if kind == "prose" else same) + "\n"
+            yield " ".join(told) + "\n"
+            told = [_sentence(rng, asked) for _ in told] if kind == "prose" else told
     absent = [noun for noun, present in asked.items() if not present]
     absent += [None] * (NAMED - len(absent))
     turns = cycle([absent[n] for n in rng.permutation(len(absent))] if kind == "misleading" else [])

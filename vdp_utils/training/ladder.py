@@ -19,6 +19,7 @@ from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import LEAD_AT_START, LEAD_ELSEWHERE, NOT_SHOWN
+from vdp_utils.sources.mmdu import MARK
 from vdp_utils.sources.samples import Sample, one_pair, presence_samples
 from vdp_utils.training.dialogue import answer_loss, answers, evaluate, image_features
 from vdp_utils.training.loop import Run, autocast
@@ -37,7 +38,7 @@ SEVERAL_RATE = 1 / 8  # share of the image batches: two or three pictures per ro
 WORTH = WEIGHTS | {"naming": 2.0}  # more drowns presence
 TEXT_QUESTIONS = {"presence": 12, "position": 2, "counting": 1}  # no relations, no sizes
 SEVERAL_QUESTIONS = {"presence": 4, "position": 1, "counting": 1, "naming": 1}  # per picture
-ORDINALS = ("first", "second", "third")
+MOST = 3  # pictures per row
 # how dialogues about other pictures opened when the weights that further training starts from
 # were trained
 EARLIER_LEADS = ["Now a different picture.", "Here is another picture.", "Next picture, please.",
@@ -120,7 +121,7 @@ class Further(Batches):
         index = 10**9 * (1 + self.seed) + 100 * number  # far from the earlier stages' scenes
         shown, rows, skips = [], [], []
         for _ in range({"long": LONG_BATCH, "several": SEVERAL_BATCH}.get(kind, BATCH)):
-            count = int(rng.integers(2, len(ORDINALS) + 1)) if kind == "several" else 1
+            count = int(rng.integers(2, MOST + 1)) if kind == "several" else 1
             row = [scenes.compose(self.split, index + n) for n in range(count)]
             index += count
             ids, start, end, asked = (self.several(row, rng) if kind == "several"
@@ -206,8 +207,7 @@ class Further(Batches):
 
     def which(self, n: int, count: int, rng) -> str:
         """A question's lead that names picture `n` of `count`."""
-        leads = [f"About the {ORDINALS[n]} image: "]
-        leads += [LEAD_AT_START] * (n == 0) + ["About the last image: "] * (n == count - 1)
+        leads = dialogues.image_leads(n, count)
         return leads[rng.integers(len(leads))]
 
     def question(self, question: dialogues.Question, lead: str, image: bool):
@@ -224,15 +224,9 @@ class Further(Batches):
 
     def in_chat_turns(self, turns) -> str:
         """Pictures and dialogues as the chat's own turns, up to where the question begins."""
-        messages = []
-        for conversation in turns:
-            for n, turn in enumerate(conversation):
-                part = {"type": "text", "text": turn["value"]}
-                messages.append({"role": ("user", "assistant")[n % 2],
-                                 "content": [{"type": "image"}] * (n == 0) + [part]})
-        messages.append({"role": "user", "content": [{"type": "text", "text": SLOT}]})
-        text = self.lvlm.processor.apply_chat_template(messages, tokenize=False)
-        return text.partition(SLOT)[0]
+        said = [MARK * (n == 0) + turn["value"] for conversation in turns
+                for n, turn in enumerate(conversation)]
+        return prompts.chat(self.lvlm.processor, [*said, SLOT]).partition(SLOT)[0]
 
 
 # ---- evaluation
