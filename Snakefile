@@ -23,6 +23,7 @@ NOTEBOOKS = [
     "07_pruning_strategies",
     "08_theory_checks",
     "09_inference_cost",
+    "11_scaling_law",
     "12_mmdu",
     "13_text_or_distance",
 ]

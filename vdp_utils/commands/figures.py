@@ -14,8 +14,8 @@ from vdp_utils import paths
 from vdp_utils.commands import bench
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import (OTHER_AND_MISLEADING, PRESENCE, attention, concentration, cost,
-                                decline, distance, mmdu, priors, proportion, ranking, recovery,
-                                text_control)
+                                decline, distance, law, mmdu, priors, proportion, ranking,
+                                recovery, text_control)
 from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import one_pair, presence_samples
@@ -171,6 +171,13 @@ def f9(stored: Stored):
         cost.by_length(late, stored.rows(recovery.PRUNED)), stored.model)
 
 
+def f11(stored: Stored):
+    rows = stored.rows(law.LAW)
+    yield "fig11_scaling_law", plots.law(
+        law.accuracies(rows), law.best_rates(rows), law.laws(law.answers(rows)), law.predicted,
+        law.HELD_OUT, stored.model)
+
+
 def f12(stored: Stored):
     rows = stored.rows(mmdu.DIALOGUES)
     yield "fig12_mmdu", plots.dialogues(mmdu.summary(rows), mmdu.by_distance(rows), stored.model)
@@ -199,7 +206,7 @@ def benchmark(stored: Stored):
     yield "fig09_baselines", plots.baselines(tables["baselines_times"])
 
 
-OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9, f12, d1))
+OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9, f11, f12, d1))
 OF_TABLES = (embedded, benchmark)  # of the default model only
 
 
