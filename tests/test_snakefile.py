@@ -162,8 +162,8 @@ def test_a_package_that_passes_names_on_is_looked_through(tmp_path):
     drawing = {"figures/__init__.py", "figures/style.py", "figures/vdp.mplstyle"}
     found = used(notebook_of(path, "from vdp_utils import figures\nfigures.strategies()"))
     assert found == drawing | {"figures/ranking.py"}
-    found = used(notebook_of(path, "from vdp_utils.figures import decline as draw, save\ndraw()"))
-    assert found == drawing - {"figures/__init__.py"} | {"figures/decline.py"}
+    found = used(notebook_of(path, "from vdp_utils.figures import priors as draw, save\ndraw()"))
+    assert found == drawing - {"figures/__init__.py"} | {"figures/priors.py"}
     found = used(notebook_of(path, "import vdp_utils.errors\nfrom vdp_utils import stats"))
     assert found == {"errors.py", "stats.py"}
     found = used(notebook_of(path, "from vdp_utils.findings import NEAR"))

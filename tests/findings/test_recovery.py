@@ -176,6 +176,8 @@ def test_the_layer_of_the_highest_mean_gain_is_chosen_and_the_earliest_of_equal_
     assert list(table.index) == [0, 1, 2, 3] and table.shape[1] == 3
     assert table["mean"].tolist() == pytest.approx([0.1, 0.3, 0.3, -0.1], abs=0.07)
     assert recovery.best_layer(table) == 1
+    late = recovery.by_layer(layer_rows({-1: 0, 0: 0.1, 1: 0.3, 2: 0.2, 3: 0.6}))
+    assert recovery.best_layer(late) == 1  # behind the middle nothing is saved
     (one, *_) = recovery.layer_conditions(uneven, (64,))
     assert one.layers == (0, 1, 2, 3) and one.modes == (COMPACT,) and one.rates == (0.5,)
 

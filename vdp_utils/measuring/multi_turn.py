@@ -13,6 +13,7 @@ from vdp_utils.measuring.measure import judged, kinds_of, place, respond
 from vdp_utils.measuring.placed import PlacedCondition, around, placed_condition
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.mmdu import MARK, Dialogue, Turn
+from vdp_utils.sources.pictures import open_image
 
 ROUGE = RougeScorer(["rouge1", "rougeL"])
 
@@ -79,7 +80,7 @@ def dialogue_rows(lvlm: LVLM, dialogue: Dialogue, one: DialogueCondition) -> lis
 
 def images_of(dialogue: Dialogue) -> list:
     """A dialogue's pictures as PIL images."""
-    return [one.image() if hasattr(one, "image") else prompts.open_image(one)
+    return [one.image() if hasattr(one, "image") else open_image(one)
             for one in dialogue.pictures]
 
 
