@@ -392,6 +392,13 @@ def test_answer_sees_image_context_and_question(lvlm, photo, monkeypatch):
     assert set(seen["prefix"].kinds) == {Kind.TEMPLATE} and seen["prefix"].images == {}
 
 
+def test_answer_refuses_a_question_longer_than_the_positions(lvlm, photo):
+    question = "Is there a cat? " * lvlm.max_positions
+    with pytest.raises(VDPError, match=f"does not fit 'tiny', which has {lvlm.max_positions} "
+                                       "positions: its question, of"):
+        answer(lvlm, photo, question)
+
+
 def test_answer_refuses_images_that_are_missing_or_broken(lvlm, photo, tmp_path, fed):
     with pytest.raises(VDPError, match="nowhere.png does not exist"):
         answer(lvlm, str(tmp_path / "nowhere.png"), "What?")

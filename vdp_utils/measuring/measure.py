@@ -202,7 +202,14 @@ def prefill(lvlm: LVLM, prefix: Prompt):
 
 
 def _start(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt):
-    """Logits (vocabulary,) where the answer begins, and the cache that goes on from there."""
+    """Logits (vocabulary,) where the answer begins, and the cache that goes on from there.
+
+    VDPError for a prompt that passes the model's positions.
+    """
+    if (length := len(prefix) + len(asking)) > lvlm.max_positions:
+        raise VDPError(f"a prompt of {length} tokens does not fit {lvlm.name!r}, which has "
+                       f"{lvlm.max_positions} positions: its question, of {len(asking)} tokens "
+                       "with the template, or its context must be shorter")
     if cache is None:
         inputs = prompts.tensors(prompts.join(prefix, asking), lvlm.device)
     else:
