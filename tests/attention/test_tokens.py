@@ -235,5 +235,27 @@ def test_pieces_have_the_spaces_of_the_text(make_tokenizer):
     tokenizer = make_tokenizer()
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     assert "".join(pieces(tokenizer, ids)) == TEXT
-    vocabulary = SimpleNamespace(convert_ids_to_tokens=lambda ids: ["▁a", "<0x0A>", "Ġb", "Ċ", "c"])
-    assert pieces(vocabulary, range(5)) == [" a", "\n", " b", "\n", "c"]
+    for spelled in ({"▁a": " a", "<0x0A>": "\n", "<0xC2>": "", "<0xA0>": "\xa0", "é": "é"},
+                    {"a": "a", "čĊ": "\r\n", "Âł": "\xa0", "âĢ": "", "¨": "\u2028", "Ġb": " b"}):
+        vocabulary = SimpleNamespace(convert_ids_to_tokens=lambda ids, found=spelled: list(found))
+        assert pieces(vocabulary, range(5)) == list(spelled.values())
+
+
+@pytest.mark.parametrize("end", ["\r\n\r\n", "\n\xa0\n", "\u2028", "\r", "\n\u3000",
+                                 "\x0b \x85"])
+def test_whatever_ends_a_line_or_is_blank_is_taken_as_such(tokenizer, end):
+    """Word processors, other systems and other scripts end lines in their own ways."""
+    first = "A bird sat."
+    between = end if end.strip("\xa0\u3000 ") else "\n"
+    for text in (f"{first}\nIs there a fox?{end}", f"{first}{between}Is there a fox?"):
+        ids = prompt(tokenizer, turn("user", text))
+        kinds = token_kinds(ids, tokenizer)
+        assert said(tokenizer, ids, kinds, Kind.QUESTION) == "Isthereafox?"
+        assert said(tokenizer, ids, kinds, Kind.CONTEXT) == tight(first)
+
+
+def test_a_letter_of_several_tokens_is_of_one_kind(tokenizer):
+    ids = prompt(tokenizer, turn("user", "Ein Fuchs läuft: 狐\nÜber wen? 狐"))
+    kinds, texts = token_kinds(ids, tokenizer)[0], pieces(tokenizer, ids[0])
+    first, = [n for n, text in enumerate(texts) if "狐" in text and kinds[n] == Kind.CONTEXT]
+    assert texts[first - 1] == "" and kinds[first - 1] == Kind.CONTEXT

@@ -1,14 +1,17 @@
 """Which token is image, context, question or template."""
 
+import codecs
 import re
 from enum import IntEnum
 
 import torch
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from vdp_utils.errors import VDPError
 
 SLOT = "\ue000"  # private-use character: marks where words go in the chat template
-SPACES = {"▁": " ", "Ġ": " ", "Ċ": "\n", "ĉ": "\t", "<0x0A>": "\n"}  # as vocabularies write them
+BYTES = {sign: byte for byte, sign in bytes_to_unicode().items()}  # of byte-level vocabularies
+LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class Kind(IntEnum):
@@ -26,11 +29,23 @@ def image_token_id(config) -> int | None:
 
 
 def pieces(tokenizer, ids) -> list[str]:
-    """The text of each token, with its spaces and line ends."""
-    texts = tokenizer.convert_ids_to_tokens([int(i) for i in ids])
-    for written, meant in SPACES.items():
-        texts = [text.replace(written, meant) for text in texts]
-    return texts
+    """The text of each token, with its spaces and line ends.
+
+    A letter that several tokens spell is the last one's; the others have none.
+    """
+    tokens = tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+    special = set(getattr(tokenizer, "all_special_tokens", ()))
+    bytewise = all(sign in BYTES for token in {*tokens} - special for sign in token)
+    text = codecs.getincrementaldecoder("utf-8")("replace")
+    return [text.decode(token.encode() if token in special else
+                        bytes(BYTES[sign] for sign in token) if bytewise else _spelled(token))
+            for token in tokens]
+
+
+def _spelled(token: str) -> bytes:
+    """The bytes of a token of vocabularies that write spaces as ▁ and single bytes as <0x0A>."""
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
 
 
 def sentences(texts: list[str], places) -> list[list[int]]:
@@ -117,7 +132,8 @@ def _by_template(texts: list[str], parts) -> list[int]:
             last = max(last, found.end()) if mark == to_user else last
     stop = at[end] if end < len(at) else len(whole)
     begin = at[last - 1] + 1 if last else 0
-    question = begin + whole[begin:stop].rstrip().rfind("\n") + 1
+    lines = [end.end() for end in LINE_END.finditer(whole[begin:stop].rstrip())]
+    question = begin + (lines[-1] if lines else 0)
     letters = [int(Kind.QUESTION if i >= question else Kind.CONTEXT) for i in range(len(whole))]
     for first, past in framed:
         if past > first:
@@ -125,7 +141,8 @@ def _by_template(texts: list[str], parts) -> list[int]:
             letters[slice(*span)] = [int(Kind.TEMPLATE)] * (span[1] - span[0])
     kinds, place = [], 0
     for text in texts:
-        own = letters[place:place + len(text)] or [int(Kind.TEMPLATE)]
+        # of a letter's first tokens, which have no text, the kind is the letter's
+        own = letters[place:place + max(1, len(text))] or [int(Kind.TEMPLATE)]
         kinds.append(int(Kind.TEMPLATE) if int(Kind.TEMPLATE) in own else max(own))
         place += len(text)
     return kinds
