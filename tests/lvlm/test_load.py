@@ -105,6 +105,17 @@ def test_an_incomplete_model_folder_is_refused(tiny, tmp_path, monkeypatch, miss
         load_lvlm(str(folder))
 
 
+def test_a_model_without_all_its_weights_is_refused(folder):
+    """A projector that was not stored would be drawn at random, another one at each load."""
+    path = Path(folder) / "model.safetensors"
+    weights = load_file(path)
+    kept = {key: value for key, value in weights.items() if "projector" not in key}
+    save_file(kept, path, metadata={"format": "pt"})
+    with pytest.raises(VDPError, match=f"cannot be loaded: {len(weights) - len(kept)} of its "
+                                       "weights are in none of its files.*projector"):
+        load_lvlm(folder)
+
+
 def test_a_model_without_image_tokens_is_refused(tmp_path):
     config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                          num_attention_heads=1)

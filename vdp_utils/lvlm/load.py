@@ -99,7 +99,11 @@ def load_lvlm(name: str, device: str = "cpu", dtype: str = "float32",
         if image_token_id(config) is None:
             raise VDPError(f"model {name!r} ({config.model_type}) has no image tokens: give a "
                            "vision-language model")
-        model = AutoModelForImageTextToText.from_pretrained(folder, **options)
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            folder, output_loading_info=True, **options)
+        if lacking := sorted(found["missing_keys"]):  # transformers would draw them at random
+            raise VDPError(f"model {name!r} cannot be loaded: {len(lacking)} of its weights are in "
+                           f"none of its files, {', '.join(lacking[:3])} among them: get it anew")
         processor = AutoProcessor.from_pretrained(folder)
     except VDPError:
         raise
