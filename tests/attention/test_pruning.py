@@ -394,6 +394,25 @@ def test_a_row_without_context_is_left_alone_in_a_batch(strategy, mode):
     assert difference(logits[1][places[1] if mode == "evict" else real], plain) <= 1e-5
 
 
+def test_a_law_gives_each_prompt_of_a_batch_its_own_rate():
+    model, images = build("llava")
+    prompts = [prompt("llava", images, context=60), prompt("llava", images, context=24)]
+    inputs, kinds, _ = batched(prompts, "left")
+    with pytest.raises(VDPError, match="'auto' needs a law, and none is known for this model"):
+        with ContextPruner("auto", kinds=kinds)(model):
+            pass
+    # 20 tokens are kept, however many there are
+    model.config.vdp_pruning_law = dict(law="constant number kept", shape=0, first=20 / 128,
+                                        second=0)
+    try:
+        with ContextPruner("auto", kinds=kinds)(model) as pruner:
+            run(model, inputs)
+    finally:
+        del model.config.vdp_pruning_law
+    for row, index, real in zip(kinds, pruner.kept.index, pruner.kept.real):
+        assert int((row[index[real]] == Kind.CONTEXT).sum()) == 20
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_one_row_of_kinds_serves_every_row(llava, mode):
     model, inputs, kinds = llava

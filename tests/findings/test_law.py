@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 
 from vdp_utils import figures, stats
+from vdp_utils.attention.law import LAWS
 from vdp_utils.findings import law
-from vdp_utils.findings.law import HELD_OUT, LAWS, LENGTHS, RATES, VARIANTS
+from vdp_utils.findings.law import HELD_OUT, LENGTHS, RATES, VARIANTS
 from vdp_utils.measuring.pruned import NONE
 
 IMAGES = 30

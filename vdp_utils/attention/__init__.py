@@ -1,9 +1,9 @@
 """The tool: record, prune and place tokens in any transformers LVLM. It knows nothing of scenes.
 
 `tokens` says which token is what, `recording` instruments attention, `strategies` score tokens
-from `evidence`, `kept` holds the budget and what stays, `modes` run a prompt without the rest,
-`pruner` puts a mode around a model, `positions` gives tokens other places, and `theory` states what
-dropping does to one softmax.
+from `evidence`, `law` gives a rate by length, `kept` holds the budget and what stays, `modes` run a
+prompt without the rest, `pruner` puts a mode around a model, `positions` gives tokens other places,
+and `theory` states what dropping does to one softmax.
 """
 
 from vdp_utils.attention.modes import MODES

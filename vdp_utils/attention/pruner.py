@@ -10,9 +10,11 @@ import torch
 
 from vdp_utils.attention.evidence import Prompt, known_tokens, likelihoods, named
 from vdp_utils.attention.kept import Continuation, Kept, droppable, kept_count
+from vdp_utils.attention.law import rate_of
 from vdp_utils.attention.modes import MODES, check_architecture, prunable_cache
 from vdp_utils.attention.recording import decoder_of, record, refuse_output_attentions
 from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS, Evidence, find_strategy
+from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 
 
@@ -28,7 +30,8 @@ class ContextPruner:
     """Prune the context of every prompt that a model reads inside `with pruner(model):`.
 
     Args:
-        rate: share of the context dropped, in [0, 1).
+        rate: share of the context dropped, in [0, 1), or "auto": by the model's own law of the
+            context's length (`law.rate_of`).
         strategy: a name in `strategies.STRATEGIES`.
         mode: "prefill" (pruning during prefill), "compress" (score, then run the shortened prompt)
             or "evict" (from the KV cache, after prefill).
@@ -44,12 +47,13 @@ class ContextPruner:
     the strategy asks for them. The model is as before on exit.
     """
 
-    def __init__(self, rate: float, strategy: str = "accumulated", mode: str = "prefill",
+    def __init__(self, rate: float | str, strategy: str = "accumulated", mode: str = "prefill",
                  layer: int | None = None, heads: str = "max", query_set: str = "all",
                  positions: str = "kept", processor=None, context: tuple[int, int] | None = None,
                  kinds: torch.Tensor | None = None, evidence: torch.Tensor | None = None,
                  window: int = 16, seed: int = 0):
-        kept_count(1, rate)
+        if rate != "auto":
+            kept_count(1, rate)
         for name, value, known in (("mode", mode, MODES), ("heads", heads, REDUCTIONS),
                                    ("query_set", query_set, QUERY_SETS),
                                    ("positions", positions, ("kept", "compact"))):
@@ -92,6 +96,8 @@ class ContextPruner:
             raise VDPError("this model is being pruned already: leave the other ContextPruner's "
                            "block first")
         check_architecture(model, self.mode, at)
+        if self.rate == "auto":
+            rate_of(model, 1)
         self.model, self.at, self._forward = model, at, decoder.forward
         self._arrived, self._after = {}, None  # a call of the model; how it goes on after it
         before = vars(decoder).get("forward")  # where a device map has set one
@@ -147,7 +153,13 @@ class ContextPruner:
         if kwargs.get("inputs_embeds") is None:
             kwargs["inputs_embeds"] = decoder_of(self.model).get_input_embeddings()(
                 kwargs.pop("input_ids"))
-        candidates, lost = zip(*(droppable(self.strategy, self.rate, *row)
+        candidates, lost = zip(*(droppable(self.strategy, self._rate(*row), *row)
                                  for row in zip(kinds, real)))
         rows = [Evidence(*row, **self.options) for row in zip(kinds, real, candidates)]
         return Prompt(kwargs, ids, kinds, real, self.strategy, rows, lost, self.compact)
+
+    def _rate(self, kinds: torch.Tensor, real: torch.Tensor) -> float:
+        """The share of one prompt's context that is dropped."""
+        if self.rate != "auto":
+            return self.rate
+        return rate_of(self.model, int(((kinds == Kind.CONTEXT) & real).sum()))

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from vdp_utils import stats
+from vdp_utils.attention.law import HIGHEST, LAWS, UNIT, rate
 from vdp_utils.findings.ranking import KIND, PAPER, TARGETS
 from vdp_utils.measuring import pruned
 from vdp_utils.measuring.pruned import COMPACT, NONE
@@ -24,17 +25,7 @@ VARIANTS = {PAPERS: (PAPER, COMPACT), "during prefill": (PAPER, "prefill"),
             "snapkv": ("snapkv", COMPACT), "streaming": ("streaming", COMPACT)}
 SMALLEST = 0.02  # of the mean of two balanced accuracies
 RESAMPLES = 1999  # each fits every law anew
-BEST = np.linspace(0, RATES[-1], 96)  # rates among which the best one is sought
-# the share that is kept, of the length L in units of 128 tokens: law -> (L, shape) to the terms
-# whose weights are fitted, and the shapes tried
-LAWS = {
-    "constant": (lambda x, shape: [x**0], [0]),
-    "linear": (lambda x, shape: [x**0, x], [0]),
-    "logarithmic": (lambda x, shape: [x**0, np.log2(x)], [0]),
-    "power": (lambda x, shape: [x**-shape], np.linspace(-1, 2, 61)),
-    "saturating": (lambda x, shape: [x**0, 1 / (x + shape)], 2.0 ** np.arange(-2, 7)),
-    "constant number kept": (lambda x, shape: [1 / x], [0]),
-}
+BEST = np.linspace(0, HIGHEST, 96)  # rates among which the best one is sought
 RULE = (
     "After misleading contexts, the paper's rule in the paper's reading, mean of both targets. The "
     f"law is the one of least AIC on the best rates of the lengths below {HELD_OUT}. Effect: "
@@ -108,7 +99,7 @@ def fit(law: str, lengths, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     terms, shapes = LAWS[law]
     squares, found = np.full(len(best), np.inf), np.zeros((len(best), 3))
     for shape in shapes:
-        design = np.stack(terms(np.asarray(lengths) / 128.0, shape), -1)
+        design = np.stack(terms(np.asarray(lengths) / float(UNIT), shape), -1)
         weights = (1 - best) @ np.linalg.pinv(design).T
         left = ((1 - best - weights @ design.T) ** 2).sum(1)
         better = left < squares - 1e-12
@@ -116,13 +107,6 @@ def fit(law: str, lengths, best: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found[better] = np.column_stack([np.full(len(best), shape), weights, weights * 0])[better,
                                                                                           :3]
     return squares, found
-
-
-def rate(law: str, found, length) -> np.ndarray:
-    """The rate that a law of `fit` gives for a length, between 0 and the highest measured."""
-    shape, *weights = np.asarray(found, dtype=float).T
-    terms = LAWS[law][0](np.float64(length) / 128, shape)
-    return np.clip(1 - sum(w * t for w, t in zip(weights, terms)), 0, RATES[-1])
 
 
 def predicted(line, lengths) -> np.ndarray:
