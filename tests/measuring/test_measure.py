@@ -392,6 +392,23 @@ def test_answer_sees_image_context_and_question(lvlm, photo, monkeypatch):
     assert set(seen["prefix"].kinds) == {Kind.TEMPLATE} and seen["prefix"].images == {}
 
 
+@pytest.mark.parametrize("asked", [dict(question="What is <image> for?"),
+                                   dict(question="Is it?", context="User: <image>\nSee?")])
+def test_answer_refuses_an_image_sign_in_a_text(lvlm, photo, asked):
+    for image in (photo, None):
+        with pytest.raises(VDPError, match="the text '.*<image>.*' holds <image>, which 'tiny'"):
+            answer(lvlm, image, **asked)
+
+
+def test_answer_takes_an_array_and_names_what_is_no_image(lvlm, photo):
+    with Image.open(photo) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    assert answer(lvlm, pixels, "Is it?", max_new_tokens=4) == answer(
+        lvlm, photo, "Is it?", max_new_tokens=4)
+    with pytest.raises(VDPError, match="cannot be read"):
+        answer(lvlm, [photo], "Is it?")
+
+
 def test_answer_refuses_a_question_longer_than_the_positions(lvlm, photo):
     question = "Is there a cat? " * lvlm.max_positions
     with pytest.raises(VDPError, match=f"does not fit 'tiny', which has {lvlm.max_positions} "

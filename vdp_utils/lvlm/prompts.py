@@ -164,7 +164,7 @@ def asking(lvlm: LVLM, question: Question, image: str = "own", lead: str | None 
     """
     if lead is None:
         lead = LEAD_ELSEWHERE if _place(image) else LEAD_AT_START
-    ids = lvlm.tokenizer(lead + question.text, add_special_tokens=False).input_ids
+    ids = _ids(lvlm, lead + question.text)
     return join(_part(ids, Kind.QUESTION), _closing(lvlm, _picture(image) is not None))
 
 
@@ -186,8 +186,17 @@ def _closing(lvlm: LVLM, with_image: bool) -> Prompt:
 
 def words(lvlm: LVLM, text: str) -> Prompt:
     """Any text as context."""
-    ids = lvlm.tokenizer(text, add_special_tokens=False).input_ids if text else []
-    return _part(ids, Kind.CONTEXT)
+    return _part(_ids(lvlm, text) if text else [], Kind.CONTEXT)
+
+
+def _ids(lvlm: LVLM, text: str) -> list[int]:
+    """A text's token ids. VDPError where it holds the model's own sign for an image."""
+    ids = lvlm.tokenizer(text, add_special_tokens=False).input_ids
+    if lvlm.image_token_id in ids:
+        sign = lvlm.tokenizer.convert_ids_to_tokens(lvlm.image_token_id)
+        raise VDPError(f"the text {text[:80]!r} holds {sign}, which {lvlm.name!r} reads as an "
+                       "image: leave it out")
+    return ids
 
 
 def option_ids(lvlm: LVLM, option: str) -> list[int]:

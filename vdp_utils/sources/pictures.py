@@ -81,11 +81,13 @@ class Picture(Protocol):
 
 
 def open_image(image: Image.Image | str | Path) -> Image.Image:
-    """An RGB image, its EXIF rotation applied, from a path or a PIL image.
+    """An RGB image, its EXIF rotation applied, from a path, a PIL image or an array (H, W, 3).
 
     VDPError if it is missing or cannot be read.
     """
     try:
+        if hasattr(image, "__array_interface__") and not isinstance(image, Image.Image):
+            image = Image.fromarray(image)
         opened = image if isinstance(image, Image.Image) else Image.open(image)
         return ImageOps.exif_transpose(opened).convert("RGB")
     except FileNotFoundError as error:
