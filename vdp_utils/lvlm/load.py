@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText,
                           AutoProcessor, AutoTokenizer, BitsAndBytesConfig, CLIPImageProcessorPil,
                           CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration,
@@ -246,15 +246,18 @@ def embedded_folder(source: Path) -> Path:
             state[name + ".weight"] += about["lora_scale"] * delta
         elif not key.endswith(".lora_B"):
             state[key].copy_(value)
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=cache, prefix="partial-"))
+    partial = None
     try:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(dir=cache, prefix="partial-"))
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         partial.rename(folder)
-    except OSError:
+    except (OSError, SafetensorError) as error:
         if not folder.exists():  # else another process was first, with the same weights
-            raise
+            raise VDPError(f"the embedded model cannot be written to {cache} ({error}): set "
+                           "VDP_CACHE to a folder that has half a gigabyte free") from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
