@@ -106,8 +106,8 @@ def length_axis(axes, lengths, trained: int | None, narrow: bool = False) -> Non
 def trained_note(axes, trained: int | None) -> None:
     """Say at the bottom what the dotted line of `length_axis` is."""
     if trained:
-        axes.annotate("longest trained\nwith images", (trained, axes.get_ylim()[0]), xytext=(3, 3),
-                      textcoords="offset points", fontsize=6, color="0.3")
+        axes.annotate("longest trained\nwith images", (trained, axes.get_ylim()[0]), ha="right",
+                      xytext=(-3, 3), textcoords="offset points", fontsize=6, color="0.3")
 
 
 def chance_line(axes, lengths) -> None:
