@@ -489,7 +489,7 @@ def test_a_stopped_instrument_goes_on_with_the_next_batch(base, tmp_path, clock,
     for ours, wanted in zip(trainable(parts.model).values(), trainable(whole.model).values()):
         torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=1e-5)
     log = pd.read_csv(tmp_path / "whole" / "log.csv")
-    assert set(log["stage"]) == {"further"} and np.isfinite(log["value"]).all()
+    assert set(log["stage"]) == {"distances"} and np.isfinite(log["value"]).all()
     assert sorted(log[log["metric"] == "loss"]["step"]) == [1, 2, 3, 4, 5]
     for metric in ("text_gap_4096", "image_gap_0", "several_presence"):
         assert list(log[log["metric"] == metric]["step"]) == [2, 4, 5]
@@ -535,7 +535,7 @@ def test_an_instrument_stays_beside_its_state_until_it_is_exported(stored, tmp_p
     run(into_models=True)
     for name in ("weights.safetensors", "manifest.json", "training_log.csv"):
         assert (stored / "s-far" / name).read_bytes() == (state / "s-far" / name).read_bytes()
-    assert set(pd.read_csv(stored / "s-far" / "training_log.csv")["stage"]) == {"further"}
+    assert set(pd.read_csv(stored / "s-far" / "training_log.csv")["stage"]) == {"distances"}
     run(seed=2, start_from=str(stored / "s"))
     assert (state / "s-far-seed2" / "weights.safetensors").exists()
     with pytest.raises(VDPError, match="--start-from"):

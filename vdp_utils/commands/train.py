@@ -68,7 +68,7 @@ def train(size="s", minutes=70.0, state="build/training", start_from=None, instr
     more = {}
     if instrument:
         seen, own = INSTRUMENTS[instrument], shared / instrument_name(size, instrument, seed)
-        log, folder = own / "further.csv", MODELS / own.name if into_models else own
+        log, folder = own / "distances.csv", MODELS / own.name if into_models else own
         train_further(own, seen, steps, log, lvlm, seed)
         more = dict(max_context=min(seen.images, GAPS[-1]), max_text=min(seen.text, GAPS[-1]),
                     instrument=instrument, steps=steps, seed=seed,

@@ -54,23 +54,26 @@ def gallery(samples: list[Sample], columns: int = 4) -> Figure:
 def training_curves(log: pd.DataFrame) -> Figure:
     """Held-out metrics against the images trained on, one panel a stage."""
     labels = {"tower": "tower", "projector": "projector", "oracle": "on true nouns",
-              "naming": "naming", "joint": "joint", "further": "joint, continued"}
+              "naming": "naming", "joint": "joint", "further": "joint again",
+              "distances": "distances"}
     shown = {"object_patch_accuracy": "object patches", "image_presence": "presence, image",
-             "text_presence": "presence, words", "image_position": "position, image",
-             "blank_presence": "presence, blank image", "image_naming": "naming, tokens right"}
+             "text_presence": "presence, text", "image_position": "position, image",
+             "blank_presence": "presence, blank image", "image_naming": "naming, tokens right",
+             "image_gap_2048": "presence, image, gap 2048",
+             "text_gap_2048": "presence, text, gap 2048"}
     stages = list(log["stage"].unique())
     figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.7), sharey=True,
                                   layout="constrained", squeeze=False)
     palette = dict(zip(shown, sns.color_palette("colorblind", len(shown))))
-    markers = dict(zip(shown, "osD^vP"))
+    markers = dict(zip(shown, "osD^vPX*"))
     for axes, stage in zip(panels[0], stages):
         part = log[(log["stage"] == stage) & log["metric"].isin(shown)]
         for metric, curve in part.groupby("metric"):
             axes.plot(curve["samples"] / 1000, curve["value"], label=shown[metric], markersize=2.5,
                       color=palette[metric], marker=markers[metric])
         axes.set_title(labels[stage])
-        axes.set_xlabel("thousand images")
         axes.set_ylim(0, 1.02)
     panels[0][0].set_ylabel("held-out accuracy")
+    panels[0][len(stages) // 2].set_xlabel("images trained on (thousands)")
     shared_legend(figure, *panels[0], columns=3)
     return figure

@@ -88,9 +88,10 @@ def two_targets(tables: list[pd.DataFrame], model: str) -> Figure:
 
 
 def _named(axes, table: pd.DataFrame, wide: float, high: float) -> None:
-    """Names of all points, each below those that stand where it would; `wide` and `high` are what
-    all panels' points span."""
+    """Names of the Pareto front and of what it is to be compared with, each below those that stand
+    where it would; `wide` and `high` are what all panels' points span."""
     placed: list[tuple[float, float, float]] = []
+    table = table[table["pareto_front"] | ~table["group"].isin(["published method", "other rule"])]
     for line in table.sort_values(["image", "text"], ascending=False).itertuples():
         name = "no pruning" if line.strategy == "none" else line.strategy.replace("_", " ")
         x, y = line.text + 0.02 * wide, line.image

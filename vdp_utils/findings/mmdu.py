@@ -72,7 +72,7 @@ def summary(rows: pd.DataFrame, by=(*CELL, "setting")) -> pd.DataFrame:
 
 def by_distance(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy of presence turns by kind, setting and tokens back to the image asked about, in
-    BINS, whose mean `distance` is."""
+    BINS, whose mean `distance` is, but for bins of few dialogues."""
     rows, by = presence(rows), ["context_kind", "setting", "distance"]
     bins = pd.cut(rows["distance"], BINS, right=False)
     rows["distance"] = rows.groupby([*by[:2], bins], observed=True)["distance"].transform("mean")
@@ -87,8 +87,10 @@ def by_turn(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _several(rows: pd.DataFrame, by) -> pd.DataFrame:
-    """Rows of those groups that have two dialogues or more, as an interval needs."""
-    return rows[rows.groupby(by)["image_id"].transform("nunique") > 1]
+    """Rows of those groups that have two dialogues or more, as an interval needs, and more than a
+    sixth of all."""
+    most = max(1, rows["image_id"].nunique() // 6)
+    return rows[rows.groupby(by)["image_id"].transform("nunique") > most]
 
 
 def _cells(rows: pd.DataFrame):

@@ -306,7 +306,7 @@ def presence_of_several(lvlm: LVLM, split: str, questions: int) -> pd.DataFrame:
 def train_further(folder: Path, instrument: Instrument, steps: int, log: Path, lvlm: LVLM,
                   seed: int = 0, every: int = 100, images: int = 60) -> None:
     """`steps` batches of an instrument; held-out accuracy by gap every `every` steps."""
-    run = Run(folder, "further", 0, {"decoder": lvlm.model.model.language_model},
+    run = Run(folder, "distances", 0, {"decoder": lvlm.model.model.language_model},
               {"decoder": RATE}, log, limit=steps)
     samples = one_pair(presence_samples("validation", images))
     validation = {kind: [Further(lvlm, "validation", INSTRUMENTS["short"], kind=kind).make(n)
