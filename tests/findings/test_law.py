@@ -138,7 +138,7 @@ def used(rising):
 
 
 def test_a_law_s_use_is_judged_on_images_and_lengths_that_it_did_not_see(used, rising):
-    table = used.set_index(["context_length", "choice"])
+    table = used[used["measure"] == law.ACCURACY].set_index(["context_length", "choice"])
     assert len(table) == 4 * len(LENGTHS) and set(table["n_images"]) == {IMAGES / 2}
     end = table.loc[HELD_OUT]
     assert end.loc["oracle", ["rate", "value"]].tolist() == [0.5, 1]
@@ -151,15 +151,18 @@ def test_a_law_s_use_is_judged_on_images_and_lengths_that_it_did_not_see(used, r
 
 
 def test_what_a_law_gains_is_paired_and_signed(used):
-    for _, part in used.groupby("context_length"):
-        part = part.set_index("choice")
-        assert part["gain"].tolist() == pytest.approx((part.loc["law", "value"]
-                                                       - part["value"]).tolist())
-    end = used[used["context_length"] == HELD_OUT].set_index("choice")
-    assert -1 < end.loc["oracle", "gain_low"] < end.loc["oracle", "gain_high"] < 0
+    values = used.pivot(index=["context_length", "choice"], columns="measure", values="value")
+    for _, part in values.groupby(level=0):
+        part = part.droplevel(0)
+        assert part[law.GAIN].tolist() == pytest.approx((part.loc["law", law.ACCURACY]
+                                                         - part[law.ACCURACY]).tolist())
+    accuracy, gain = (used[(used["measure"] == measure) & (used["context_length"] == HELD_OUT)]
+                      .set_index("choice") for measure in (law.ACCURACY, law.GAIN))
+    assert -1 < gain.loc["oracle", "low"] < gain.loc["oracle", "high"] < 0
     # each image is as right at the law's rate as without pruning, however much images differ
-    assert end.loc["no pruning", ["gain_low", "gain_high"]].abs().max() < 1e-9
-    assert end.loc["no pruning", "high"] - end.loc["no pruning", "low"] > 0.3
+    assert gain.loc["no pruning", ["low", "high"]].abs().max() < 1e-9
+    assert accuracy.loc["no pruning", "high"] - accuracy.loc["no pruning", "low"] > 0.3
+    assert gain.loc["law", ["value", "low", "high"]].tolist() == [0, 0, 0]
 
 
 def test_a_law_is_stored_for_its_weights(rising, tmp_path):

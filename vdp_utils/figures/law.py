@@ -49,8 +49,9 @@ def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, use: pd.Da
     axes["best"].set(ylabel="best pruning rate", ylim=(-0.03, 1.12),
                      title="where the mean's parabola is highest\n(hollow: the best measured rate)")
     _lengths(axes["use"], lengths, held_out)
+    accuracy = use[use["measure"] == "accuracy"]
     for number, choice in enumerate(CHOICES):
-        style.curve(axes["use"], use[use["choice"] == choice], number, label=choice)
+        style.curve(axes["use"], accuracy[accuracy["choice"] == choice], number, label=choice)
     axes["use"].set(ylabel="balanced accuracy, mean of both",
                     title="the paper's rule at rates chosen on\nhalf of the images, judged on the "
                     f"other {use['n_images'].max()}")

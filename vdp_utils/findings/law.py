@@ -37,6 +37,7 @@ RULE = (
     "the measured rates. One cell; it is for the claim only if the best rate rises with the "
     "length (95 % BCa interval of its change per doubling, all lengths, above 0). Smallest effect "
     f"of interest: {SMALLEST}. " + stats.SCHEME)
+ACCURACY, GAIN = "accuracy", "the law's minus this one"  # what `use` measures
 QUESTION = ["image_id", "question_id", "answer"]
 
 
@@ -204,10 +205,10 @@ def use(found: pd.DataFrame) -> pd.DataFrame:
     """What a law is worth on images, and after HELD_OUT tokens, that it was not fitted to.
 
     The law and the best fixed rate are those of the first half of the images and the lengths below
-    HELD_OUT. One line for each length and choice: its `rate`, the mean accuracy of both targets on
-    the other half with its interval, and `gain`, `gain_low`, `gain_high`: that at the law's rate
-    minus this one, paired over images. The oracle's rate is the measured one that is best at that
-    length on these very images, which makes it optimistic.
+    HELD_OUT. Two lines for each length and choice with its `rate`: the mean accuracy of both
+    targets on the other half, and the law's minus that, paired over images (`measure` ACCURACY and
+    GAIN). The oracle's rate is the measured one that is best at that length on these very images,
+    which makes it optimistic.
     """
     images = found.index.unique("image_id")
     seen = found.index.isin(images[:len(images) // 2], level="image_id")
@@ -217,11 +218,12 @@ def use(found: pd.DataFrame) -> pd.DataFrame:
     for length, ours, best in zip(curves.lengths, predicted(law, curves.lengths), oracle):
         choices = {"law": ours, "best fixed rate": fixed, "oracle": best, "no pruning": 0.0}
         for choice, wanted in choices.items():
-            parts = _both(_at(judged, ours, length)), _both(_at(judged, wanted, length), -1)
-            gain = stats.balanced_accuracy_contrast(*parts[0], *parts[1])
-            value = stats.balanced_accuracy_contrast(*((-sign, part) for sign, part in parts[1]))
-            lines.append(dict(context_length=length, choice=choice, rate=wanted) | vars(value)
-                         | dict(gain=gain.value, gain_low=gain.low, gain_high=gain.high))
+            line = dict(context_length=length, choice=choice, rate=wanted)
+            pairs = zip(_both(_at(judged, ours, length)), _both(_at(judged, wanted, length), -1))
+            for measure, parts in ((ACCURACY, _both(_at(judged, wanted, length))),
+                                   (GAIN, sum(pairs, ()))):  # pair by pair: equal ones give 0
+                contrast = stats.balanced_accuracy_contrast(*parts)
+                lines.append(line | dict(measure=measure) | vars(contrast))
     return pd.DataFrame(lines)
 
 
