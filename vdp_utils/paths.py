@@ -29,6 +29,11 @@ def slug(model: str) -> str:
     return re.sub(r"[^\w.-]+|^\.+", "-", model)
 
 
+def pruning_law(folder: str | Path, model: str) -> Path:
+    """The file of a model's law of the best pruning rate, in the folder of its rows."""
+    return Path(folder) / f"F11_{slug(model)}_law.json"
+
+
 def figures(profile: str, given: str = "", model: str = MODEL) -> Path:
     """Folder of a profile's figures of a model: `given`, or one that no other model has.
 

@@ -1,11 +1,14 @@
 """F11 on made-up rows whose best rates are built in."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from vdp_utils import figures, stats
-from vdp_utils.attention.law import LAWS
+from vdp_utils.attention.law import LAWS, rate_of
 from vdp_utils.findings import law
 from vdp_utils.findings.law import HELD_OUT, LENGTHS, RATES, VARIANTS
 from vdp_utils.measuring.pruned import NONE
@@ -101,11 +104,86 @@ def test_the_rate_between_two_measured_ones_is_interpolated(rising):
     assert stats.balanced_accuracy(part[part["target"] == "image"]).n_images == IMAGES
 
 
-def test_the_figure_says_what_was_fitted(rising):
+def changed(rows, kept, of_image, length=HELD_OUT):
+    """Rows in which some images answer right at these rates after a length, and else wrong."""
+    mine = rows["image_id"].map(of_image) & (rows["context_length"] == length)
+    return rows.assign(correct=rows["correct"].where(~mine, rows["rate"].isin(kept)))
+
+
+def test_each_target_has_its_accuracies_and_both_their_mean(rising):
+    table = law.accuracies(rising).set_index(["target", "context_length", "rate"])["value"]
+    mine = rising[(rising["rate"] == 0.3) & (rising["context_length"] == 256)
+                  & (rising["mode"] == "compress compact") & (rising["strategy"] == "accumulated")]
+    for target, image in (("image", "own"), ("text", "text_middle")):
+        expected = mine[mine["image"] == image].groupby("answer")["correct"].mean().mean()
+        assert table[target, 256, 0.3] == pytest.approx(expected)
+    assert table["both", 256, 0.3] == pytest.approx(
+        (table["image", 256, 0.3] + table["text", 256, 0.3]) / 2)
+
+
+def test_the_best_measured_rate_stands_beside_the_parabola_s(rising):
+    """A peak that no parabola follows."""
+    peaked = changed(rising, [0.3], lambda image: True, 512)
+    table = law.best_rates(peaked).set_index(["variant", "context_length"])
+    assert (table.loc[(slice(None), 512), "measured"] == 0.3).all()
+
+
+@pytest.fixture(scope="module")
+def used(rising):
+    """After HELD_OUT tokens the first half of the images is right at 0.1 only; of the second, seven
+    at 0.5 only and eight at any rate."""
+    rows = changed(rising, [0.1], lambda image: image < "i15")
+    rows = changed(rows, [0.5], lambda image: "i15" <= image < "i22")
+    return law.use(law.answers(changed(rows, [0, *RATES], lambda image: image >= "i22")))
+
+
+def test_a_law_s_use_is_judged_on_images_and_lengths_that_it_did_not_see(used, rising):
+    table = used[used["measure"] == law.ACCURACY].set_index(["context_length", "choice"])
+    assert len(table) == 4 * len(LENGTHS) and set(table["n_images"]) == {IMAGES / 2}
+    end = table.loc[HELD_OUT]
+    assert end.loc["oracle", ["rate", "value"]].tolist() == [0.5, 1]
+    assert end.loc["no pruning", ["rate", "value"]].tolist() == [0, pytest.approx(8 / 15)]
+    first = law.answers(rising[rising["image_id"] < "i15"])  # as it was before it was changed
+    fitted = next(law.laws(first).itertuples())
+    assert end.loc["law", "rate"] == pytest.approx(law.predicted(fitted, [HELD_OUT])[0])
+    assert set(table.xs("best fixed rate", level="choice")["rate"]) == {law.best_fixed(first)}
+    assert law.best_fixed(first) != 0.1
+
+
+def test_what_a_law_gains_is_paired_and_signed(used):
+    values = used.pivot(index=["context_length", "choice"], columns="measure", values="value")
+    for _, part in values.groupby(level=0):
+        part = part.droplevel(0)
+        assert part[law.GAIN].tolist() == pytest.approx((part.loc["law", law.ACCURACY]
+                                                         - part[law.ACCURACY]).tolist())
+    accuracy, gain = (used[(used["measure"] == measure) & (used["context_length"] == HELD_OUT)]
+                      .set_index("choice") for measure in (law.ACCURACY, law.GAIN))
+    assert -1 < gain.loc["oracle", "low"] < gain.loc["oracle", "high"] < 0
+    # each image is as right at the law's rate as without pruning, however much images differ
+    assert gain.loc["no pruning", ["low", "high"]].abs().max() < 1e-9
+    assert accuracy.loc["no pruning", "high"] - accuracy.loc["no pruning", "low"] > 0.3
+    assert gain.loc["law", ["value", "low", "high"]].tolist() == [0, 0, 0]
+
+
+def test_a_law_is_stored_for_its_weights(rising, tmp_path):
+    table = law.laws(law.answers(rising))
+    law.save(table, tmp_path, SimpleNamespace(name="some/model", revision="abc"))
+    stored = json.loads((tmp_path / "F11_some-model_law.json").read_text())
+    assert (stored["model"], stored["revision"]) == ("some/model", "abc")
+    model = SimpleNamespace(config=SimpleNamespace(vdp_pruning_law=stored))
+    for length in LENGTHS:
+        assert rate_of(model, length) == pytest.approx(
+            law.predicted(next(table.itertuples()), [length])[0], abs=1e-4)
+
+
+def test_the_figure_says_what_was_fitted_and_judged(rising):
     found = law.answers(rising)
     table = law.laws(found)
-    drawn = figures.law(law.accuracies(rising), law.best_rates(rising), table, law.predicted,
-                        HELD_OUT, "a model")
-    texts = [text.get_text() for text in drawn.axes[1].get_legend().get_texts()]
-    assert f"law: {table['law'].iloc[0]}" in texts and "during prefill" in texts
-    assert "30 images" in drawn.get_suptitle()
+    drawn = figures.law(law.accuracies(rising), law.best_rates(rising), table, law.use(found),
+                        law.predicted, HELD_OUT, "a model")
+    said = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in drawn.axes
+            if axes.get_legend()]
+    assert {f"law: {table['law'].iloc[0]}", "during prefill"} < set(said[1])
+    assert said[0] == [f"{length} tokens" for length in LENGTHS]
+    assert said[2] == ["law", "best fixed rate", "no pruning", "oracle"]
+    assert "30 images" in drawn.get_suptitle() and "other 15" in drawn.axes[4].get_title()

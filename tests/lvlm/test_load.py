@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from vdp_utils import stats
+from vdp_utils.attention.law import rate_of
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
 from vdp_utils.lvlm.load import MODELS, embedded_folder, file_hash, load_lvlm
 from vdp_utils.lvlm.names import SIZES
 from vdp_utils.measuring.measure import condition, measure_sample, prefill
-from vdp_utils.paths import ROOT
+from vdp_utils.paths import ROOT, pruning_law
 from vdp_utils.sources.samples import presence_samples
 
 ADAPTED = ["model.language_model.layers.0.self_attn.q_proj",
@@ -242,6 +243,23 @@ def test_a_folder_written_by_save_pretrained_gives_equal_logits(tiny, tmp_path):
         loaded.model.lm_head.weight[0, 0] += 1
     loaded.model.save_pretrained(tmp_path)
     assert load_lvlm(str(tmp_path)).revision != loaded.revision  # other weights, other rows
+
+
+def test_a_model_has_the_law_that_was_found_for_its_weights(folder, tmp_path, monkeypatch):
+    """Rows of profile full lie in data/results; `tiny` has been given none there."""
+    monkeypatch.setattr(loading, "results", {"full": tmp_path}.get)
+    plain = load_lvlm(folder)
+    assert not hasattr(plain.model.config, "vdp_pruning_law")
+    path = pruning_law(tmp_path, folder)
+    law = dict(revision=plain.revision, law="constant", shape=0, first=0.25, second=0)
+    path.write_text(json.dumps(law))
+    assert rate_of(load_lvlm(folder).model, 300) == 0.75
+    path.write_text(json.dumps(law | {"revision": "other weights"}))
+    assert not hasattr(load_lvlm(folder).model.config, "vdp_pruning_law")
+    for broken in ("", "[]", "{}"):
+        path.write_text(broken)
+        with pytest.raises(VDPError, match=f"{path.name} in .* holds no pruning law.*delete it"):
+            load_lvlm(folder)
 
 
 # ---- joining the embedded model

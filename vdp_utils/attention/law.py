@@ -36,5 +36,6 @@ def rate_of(model, length: int) -> float:
     found = getattr(model.config, "vdp_pruning_law", None)
     if not found:
         raise VDPError("rate='auto' needs a law, and none is known for this model: give a rate, or "
-                       "fit one with notebook 11 and set model.config.vdp_pruning_law")
+                       "fit one with notebook 11 in profile full, after which load_lvlm puts it "
+                       "into model.config.vdp_pruning_law")
     return float(rate(found["law"], [[found[k] for k in ("shape", "first", "second")]], length)[0])

@@ -173,8 +173,9 @@ def f9(stored: Stored):
 
 def f11(stored: Stored):
     rows = stored.rows(law.LAW)
+    found = law.answers(rows)
     yield "fig11_scaling_law", plots.law(
-        law.accuracies(rows), law.best_rates(rows), law.laws(law.answers(rows)), law.predicted,
+        law.accuracies(rows), law.best_rates(rows), law.laws(found), law.use(found), law.predicted,
         law.HELD_OUT, stored.model)
 
 

@@ -6,36 +6,67 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vdp_utils.figures import style
-from vdp_utils.figures.style import WIDE
+from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
 
-def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, predicted, held_out: int,
-        model: str) -> Figure:
-    """F11: accuracy against the rate by length; the best rate by variant, and what laws say.
+CHOICES = ("law", "best fixed rate", "no pruning", "oracle")
+PANELS = {"image": "answer in the image", "text": "answer in a description\namid the context",
+          "both": "mean of both"}
+
+
+def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, use: pd.DataFrame, predicted,
+        held_out: int, model: str) -> Figure:
+    """F11: accuracy against the rate by target and length; the best rate by variant, and what laws
+    say; and what the law's rates are worth on other images.
 
     `predicted(line, lengths)` gives the rates of a line of `laws`, of which the first two are
     drawn: beyond the shaded lengths, which they were fitted to, they predict.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(WIDE, 3.0))
+    figure, axes = plt.subplot_mosaic([[*np.repeat([*PANELS], 2)], ["best"] * 3 + ["use"] * 3],
+                                      figsize=(WIDE, 5.4))
     lengths = sorted(curves["context_length"].unique())
-    for number, length in enumerate(lengths):
-        part = curves[curves["context_length"] == length]
-        style.curve(left, part.assign(rate=part["rate"] + 0.006 * (number - 2)), number, "rate",
-                    label=f"{length} context tokens", spread=0)
-    left.set(xlabel="pruning rate", ylabel="balanced accuracy, mean of both targets")
-    left.legend(fontsize=6)
+    for target, title in PANELS.items():
+        for number, length in enumerate(lengths):
+            part = curves[(curves["context_length"] == length) & (curves["target"] == target)]
+            style.curve(axes[target], part.assign(rate=part["rate"] + 0.006 * (number - 2)), number,
+                        "rate", label=f"{length} tokens", spread=0)
+        axes[target].set(xlabel="pruning rate", title=title)
+        axes[target].set_ylim(curves["low"].min() - 0.02, 1.02)
+        axes[target].axhline(0.5, color="0.5", linewidth=0.8, zorder=0)
+    axes["image"].set_ylabel("balanced accuracy, the paper's rule")
+    axes["image"].annotate("chance", (0.95, 0.5), xytext=(0, 2), textcoords="offset points",
+                           fontsize=6, color="0.4", ha="right")
+    axes["text"].legend(fontsize=6, title="context length", title_fontsize=6)
+    _lengths(axes["best"], lengths, held_out)
     for number, (variant, part) in enumerate(best.groupby("variant", sort=False)):
-        style.curve(right, part, number, label=variant, line="none")
-    fine = np.geomspace(lengths[0], lengths[-1], 60)
+        style.curve(axes["best"], part, number, label=variant, line="none")
+        axes["best"].plot(part["context_length"] * (1 + 0.05 * (number - 1)), part["measured"],
+                          MARKERS[number], color=PALETTE[number], markerfacecolor="white",
+                          markersize=6, zorder=1)
+    fine = np.geomspace(lengths[0], lengths[-1], 200)
     for line, look in zip(laws.itertuples(), ("-", "--")):
-        right.plot(fine, predicted(line, fine), look, color="0.3", label=f"law: {line.law}")
-    right.axvspan(lengths[0] / 1.2, max(n for n in lengths if n < held_out) * 1.2, color="0.94",
-                  zorder=-1, linewidth=0, label="lengths that the laws are fitted to")
-    right.set_xscale("log", base=2)
-    right.set_xticks(lengths, [style.short(length) for length in lengths])
-    right.minorticks_off()
-    right.set(xlabel="context length (tokens)", ylabel="best pruning rate", ylim=(-0.03, 1.03))
-    right.legend(fontsize=6)
-    figure.suptitle(f"{model}: how much to prune, where something should go and something stay "
+        axes["best"].plot(fine, predicted(line, fine), look, color="0.3", label=f"law: {line.law}")
+    axes["best"].set(ylabel="best pruning rate", ylim=(-0.03, 1.12),
+                     title="where the mean's parabola is highest\n(hollow: the best measured rate)")
+    _lengths(axes["use"], lengths, held_out)
+    accuracy = use[use["measure"] == "accuracy"]
+    for number, choice in enumerate(CHOICES):
+        style.curve(axes["use"], accuracy[accuracy["choice"] == choice], number, label=choice)
+    axes["use"].set(ylabel="balanced accuracy, mean of both",
+                    title="the paper's rule at rates chosen on\nhalf of the images, judged on the "
+                    f"other {use['n_images'].max()}")
+    for name in ("best", "use"):
+        axes[name].legend(fontsize=6)
+    figure.suptitle(f"{model}: how much of a misleading context to prune "
                     f"(n = {curves['n_images'].max()} images, 95 % intervals)", fontsize=8)
     return figure
+
+
+def _lengths(axes, lengths, held_out: int) -> None:
+    """The axis of context lengths, those that laws are fitted to shaded."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [style.short(length) for length in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel("context length (tokens; shaded: the laws' fit)")
+    axes.axvspan(lengths[0] / 1.2, max(n for n in lengths if n < held_out) * 1.2, color="0.94",
+                 zorder=-1, linewidth=0)

@@ -5,7 +5,9 @@ mean of F7's two targets at equal rates: where the answer is in the image, and w
 the context. That has an optimum inside.
 """
 
+import json
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -15,6 +17,7 @@ from vdp_utils.attention.law import HIGHEST, LAWS, UNIT, rate
 from vdp_utils.findings.ranking import KIND, PAPER, TARGETS
 from vdp_utils.measuring import pruned
 from vdp_utils.measuring.pruned import COMPACT, NONE
+from vdp_utils.paths import pruning_law
 from vdp_utils.stats import Estimate, Verdict
 
 LAW = "F11_law"  # the table of rows
@@ -34,6 +37,7 @@ RULE = (
     "the measured rates. One cell; it is for the claim only if the best rate rises with the "
     "length (95 % BCa interval of its change per doubling, all lengths, above 0). Smallest effect "
     f"of interest: {SMALLEST}. " + stats.SCHEME)
+ACCURACY, GAIN = "accuracy", "the law's minus this one"  # what `use` measures
 QUESTION = ["image_id", "question_id", "answer"]
 
 
@@ -57,7 +61,7 @@ def answers(rows: pd.DataFrame, variant: str = PAPERS) -> pd.DataFrame:
 
 
 class Curves:
-    """Mean balanced accuracy of both targets by length and rate, for any draws of the images.
+    """Mean balanced accuracy of the targets by length and rate, for any draws of the images.
 
     `times` (draws, images) says how often each image is drawn: (draws, lengths, rates).
     """
@@ -68,15 +72,20 @@ class Curves:
         self.images = found.index.get_level_values("image_id").unique()
         by = ["image_id", "answer", "target", "context_length"]
         groups = found.groupby(level=by)
-        every = pd.MultiIndex.from_product([self.images, ["no", "yes"], sorted(TARGETS),
-                                            self.lengths], names=by)
-        shape = len(self.images), 2 * len(TARGETS), len(self.lengths)
+        targets = found.index.unique("target")
+        every = pd.MultiIndex.from_product([self.images, ["no", "yes"], targets, self.lengths],
+                                           names=by)
+        shape = len(self.images), 2 * len(targets), len(self.lengths)
         self.right = groups.sum().reindex(every, fill_value=0).to_numpy().reshape(*shape, -1)
         self.asked = groups.size().reindex(every, fill_value=0).to_numpy(float).reshape(shape)
 
     def __call__(self, times: np.ndarray) -> np.ndarray:
         right, asked = (np.tensordot(times, part, 1) for part in (self.right, self.asked))
         return (right / np.maximum(asked, 1)[..., None]).mean(1)
+
+    def measured(self) -> np.ndarray:
+        """The accuracies (lengths, rates) of the images, each drawn once."""
+        return self(np.ones((1, len(self.images))))[0]
 
     def best(self, times: np.ndarray) -> np.ndarray:
         """The best rate by length (draws, lengths): where a parabola in the logarithm of the share
@@ -137,13 +146,16 @@ def laws(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_rates(rows: pd.DataFrame) -> pd.DataFrame:
-    """The best rate with its interval by variant and length, one line each."""
+    """The best rate with its interval by variant and length, one line each; beside it that of the
+    measured rates which is best, `measured`."""
     lines = []
     for variant in VARIANTS:
         curves = Curves(answers(rows, variant))
+        highest = curves.rates[curves.measured().argmax(1)]
         for number, length in enumerate(curves.lengths):
             found = curves.estimate(partial(_best_at, curves, number))
-            lines.append(dict(variant=variant, context_length=length) | vars(found))
+            lines.append(dict(variant=variant, context_length=length, measured=highest[number])
+                         | vars(found))
     return pd.DataFrame(lines)
 
 
@@ -152,12 +164,16 @@ def _best_at(curves: Curves, number: int, times) -> np.ndarray:
 
 
 def accuracies(rows: pd.DataFrame) -> pd.DataFrame:
-    """Mean accuracy of both targets with its interval by length and rate, the paper's rule."""
-    curves = Curves(answers(rows))
-    return pd.DataFrame([
-        dict(context_length=length, rate=one) | vars(curves.estimate(
-            lambda times, a=a, b=b: curves(times)[:, a, b]))
-        for a, length in enumerate(curves.lengths) for b, one in enumerate(curves.rates)])
+    """Accuracy with its interval by target, or "both" for their mean, length and rate, one line
+    each; the paper's rule."""
+    found, lines = answers(rows), []
+    for target in (*TARGETS, "both"):
+        part = found if target == "both" else found.xs(target, level="target", drop_level=False)
+        curves = Curves(part)
+        lines += [dict(target=target, context_length=length, rate=one) | vars(curves.estimate(
+            lambda times, a=a, b=b, curves=curves: curves(times)[:, a, b]))
+            for a, length in enumerate(curves.lengths) for b, one in enumerate(curves.rates)]
+    return pd.DataFrame(lines)
 
 
 def rise(found: pd.DataFrame) -> Estimate:
@@ -167,23 +183,57 @@ def rise(found: pd.DataFrame) -> Estimate:
     return curves.estimate(lambda times: curves.best(times) @ x / (x @ x))
 
 
-def _at(found: pd.DataFrame, wanted: float) -> pd.DataFrame:
-    """Rows after HELD_OUT tokens, `correct` interpolated between the measured rates."""
-    part = found.xs(HELD_OUT, level="context_length")
+def best_fixed(found: pd.DataFrame) -> float:
+    """The one measured rate that is best in the mean over the lengths below HELD_OUT."""
+    curves = Curves(found)
+    return curves.rates[curves.measured()[curves.lengths < HELD_OUT].mean(0).argmax()]
+
+
+def _at(found: pd.DataFrame, wanted: float, length: int = HELD_OUT) -> pd.DataFrame:
+    """Rows after `length` tokens, `correct` interpolated between the measured rates."""
+    part = found.xs(length, level="context_length")
     correct = [np.interp(wanted, part.columns.to_numpy(float), line) for line in part.to_numpy()]
     return part.index.to_frame(index=False).assign(correct=correct)
 
 
+def _both(part: pd.DataFrame, weight: float = 1) -> list[tuple[float, pd.DataFrame]]:
+    """Weighted parts of a contrast that add to the mean accuracy of the two targets."""
+    return [(weight / len(TARGETS), part[part["target"] == target]) for target in TARGETS]
+
+
+def use(found: pd.DataFrame) -> pd.DataFrame:
+    """What a law is worth on images, and after HELD_OUT tokens, that it was not fitted to.
+
+    The law and the best fixed rate are those of the first half of the images and the lengths below
+    HELD_OUT. Two lines for each length and choice with its `rate`: the mean accuracy of both
+    targets on the other half, and the law's minus that, paired over images (`measure` ACCURACY and
+    GAIN). The oracle's rate is the measured one that is best at that length on these very images,
+    which makes it optimistic.
+    """
+    images = found.index.unique("image_id")
+    seen = found.index.isin(images[:len(images) // 2], level="image_id")
+    judged, fixed = found[~seen], best_fixed(found[seen])
+    curves, law = Curves(judged), next(laws(found[seen]).itertuples())
+    oracle, lines = curves.rates[curves.measured().argmax(1)], []
+    for length, ours, best in zip(curves.lengths, predicted(law, curves.lengths), oracle):
+        choices = {"law": ours, "best fixed rate": fixed, "oracle": best, "no pruning": 0.0}
+        for choice, wanted in choices.items():
+            line = dict(context_length=length, choice=choice, rate=wanted)
+            pairs = zip(_both(_at(judged, ours, length)), _both(_at(judged, wanted, length), -1))
+            for measure, parts in ((ACCURACY, _both(_at(judged, wanted, length))),
+                                   (GAIN, sum(pairs, ()))):  # pair by pair: equal ones give 0
+                contrast = stats.balanced_accuracy_contrast(*parts)
+                lines.append(line | dict(measure=measure) | vars(contrast))
+    return pd.DataFrame(lines)
+
+
 def tests(found: pd.DataFrame) -> pd.DataFrame:
     """The rule's cell from `answers`: accuracy at the law's rate minus at the best fixed one."""
-    curves, table = Curves(found), laws(found)
-    short, slope = curves.lengths < HELD_OUT, rise(found)
-    fixed = curves.rates[curves(np.ones((1, len(curves.images))))[0, short].mean(0).argmax()]
-    law, ours = table.loc[0, ["law", "value"]]
-    weighted = [(sign / len(TARGETS), part[part["target"] == target]) for sign, part in (
-        (1, _at(found, ours)), (-1, _at(found, fixed))) for target in TARGETS]
+    fixed, slope = best_fixed(found), rise(found)
+    law, ours = laws(found).loc[0, ["law", "value"]]
+    test = stats.accuracy_test(*_both(_at(found, ours)), *_both(_at(found, fixed), -1))
     return stats.family(pd.DataFrame([
-        dict(law=law, rate=ours, fixed=fixed) | stats.accuracy_test(*weighted).columns()
+        dict(law=law, rate=ours, fixed=fixed) | test.columns()
         | dict(rise=slope.value, holds=slope.low > 0)]))
 
 
@@ -192,3 +242,14 @@ def verdict(table: pd.DataFrame, found: pd.DataFrame) -> Verdict:
     return Verdict("F11", "The best pruning rate follows a law of the context's length",
                    stats.judge(table, SMALLEST),
                    "change of the best rate per doubling of the length", {KIND: rise(found)}, RULE)
+
+
+def save(table: pd.DataFrame, folder: str | Path, lvlm) -> None:
+    """Write the law of least AIC of `laws` beside its rows, where `load_lvlm` looks for it.
+
+    It holds for the exact weights that it names. Rounded, so that every machine writes the same.
+    """
+    line = table.iloc[0]
+    found = dict(model=lvlm.name, revision=lvlm.revision, law=line["law"])
+    found |= {name: round(float(line[name]), 6) for name in ("shape", "first", "second")}
+    pruning_law(folder, lvlm.name).write_text(json.dumps(found, indent=2) + "\n")

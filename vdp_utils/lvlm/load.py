@@ -25,7 +25,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
 from vdp_utils.attention.tokens import image_token_id
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.names import LOADABLE, check_names
-from vdp_utils.paths import ROOT
+from vdp_utils.paths import ROOT, pruning_law, results
 from vdp_utils.sources import scenes
 
 MODELS = ROOT / "data" / "models"
@@ -80,11 +80,12 @@ def load_lvlm(name: str, device: str = "cpu", dtype: str = "float32",
     device_map). `dtype` is float32, bfloat16, float16, or auto: as stored. `attention` is one of
     transformers' implementations (eager, sdpa, flash_attention_2, ...), None for its own choice.
     `bits`, 8 or 4, quantises the weights with bitsandbytes, which gives them a revision of their
-    own.
+    own. The law of the best pruning rate that notebook 11 found for these weights, if it was run on
+    them in profile full, goes into `model.config.vdp_pruning_law`.
 
     Raises VDPError for a name that cannot be right (`check_names`), a device that is not there, a
     model without image tokens, a model that cannot be found, a package that an option needs and
-    lacks, and embedded weights whose hash does not match.
+    lacks, embedded weights whose hash does not match, and a broken file of its law.
     """
     check_names(name, device, dtype)
     options = _options(device, dtype, attention, bits)
@@ -114,9 +115,21 @@ def load_lvlm(name: str, device: str = "cpu", dtype: str = "float32",
     revision = revision or getattr(config, "_commit_hash", None) or _folder_hash(Path(folder))
     if bits:
         revision += f"-{bits}bit"
+    if law := _pruning_law(pruning_law(results("full"), name), revision):
+        model.config.vdp_pruning_law = law
     if "device_map" not in options:
         model.to(device)
     return LVLM(name, revision, model.eval(), processor, trained)
+
+
+def _pruning_law(path: Path, revision: str) -> dict | None:
+    """The law in a file, if there is one, and if it is of these weights."""
+    try:
+        law = json.loads(path.read_text()) if path.exists() else {"revision": None}
+        return law if law["revision"] == revision else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise VDPError(f"{path.name} in {path.parent} holds no pruning law ({error!r}): delete it, "
+                       "or run notebook 11 again") from error
 
 
 def _options(device: str, dtype: str, attention: str | None, bits: int | None) -> dict:
