@@ -1,5 +1,6 @@
 """Which token is image, context, question or template."""
 
+import codecs
 import re
 from enum import IntEnum
 
@@ -8,7 +9,17 @@ import torch
 from vdp_utils.errors import VDPError
 
 SLOT = "\ue000"  # private-use character: marks where words go in the chat template
-SPACES = {"▁": " ", "Ġ": " ", "Ċ": "\n", "ĉ": "\t", "<0x0A>": "\n"}  # as vocabularies write them
+# How byte-level vocabularies write each byte (Radford et al., GPT-2): those that print as they are.
+PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = {chr(byte): byte for byte in PRINTED} | {
+    chr(256 + n): byte for n, byte in enumerate(b for b in range(256) if b not in PRINTED)}
+LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+ASKS = re.compile(r"[?？؟]\W*\Z")  # a line that does so
+GOES_ON = re.compile(  # a line that belongs to the one before: an option, or how to answer
+    r"\W*(answer|please|respond|reply|choose|select|options?|choices?|hint)\b|\(?\w{1,2}[.):](?!\S)",
+    re.IGNORECASE)
+QUESTIONS = ("found", "turn", "line")  # rules for where the question begins
+SHORT, NEAR = 1_000, 6  # letters of a question, and lines before it in which it may begin
 
 
 class Kind(IntEnum):
@@ -26,11 +37,43 @@ def image_token_id(config) -> int | None:
 
 
 def pieces(tokenizer, ids) -> list[str]:
-    """The text of each token, with its spaces and line ends."""
-    texts = tokenizer.convert_ids_to_tokens([int(i) for i in ids])
-    for written, meant in SPACES.items():
-        texts = [text.replace(written, meant) for text in texts]
-    return texts
+    """The text of each token, with its spaces and line ends.
+
+    A letter of several tokens stands at the last of them, the others have no text.
+    """
+    ids = [int(i) for i in ids]
+    tokens, added = tokenizer.convert_ids_to_tokens(ids), tokenizer.added_tokens_decoder
+    by_bytes = _knows(tokenizer, "Ġ") and not _knows(tokenizer, "▁")
+    reader = codecs.getincrementaldecoder("utf-8")("replace")
+    return [reader.decode(_bytes(token or "", by_bytes, i in added))
+            for i, token in zip(ids, tokens)]
+
+
+def _knows(tokenizer, token: str) -> bool:
+    found = tokenizer.convert_tokens_to_ids(token)
+    return found is not None and tokenizer.convert_ids_to_tokens(found) == token
+
+
+def _bytes(token: str, by_bytes: bool, added: bool) -> bytes:
+    """A token as its vocabulary writes it -> its text's bytes."""
+    if by_bytes:
+        plain = added or not BYTES.keys() >= {*token}
+        return token.encode() if plain else bytes(BYTES[letter] for letter in token)
+    byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
+
+
+def written(processor, turns) -> str:
+    """Turns as the chat template writes them, up to where an answer begins.
+
+    VDPError for a processor without a chat template, or with one that cannot take them.
+    """
+    try:
+        return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # jinja2's own among them
+        raise VDPError(f"{type(processor).__name__} has no chat template that takes turns of text "
+                       f"and image parts ({error}): set its chat_template to the model's own"
+                       ) from error
 
 
 def sentences(texts: list[str], places) -> list[list[int]]:
@@ -50,9 +93,7 @@ def frame(processor) -> tuple[str, str, str, str]:
     def turn(role):
         return {"role": role, "content": [{"type": "text", "text": SLOT}]}
 
-    text = processor.apply_chat_template([turn("user"), turn("assistant"), turn("user")],
-                                         add_generation_prompt=True, tokenize=False)
-    parts = text.split(SLOT)
+    parts = written(processor, [turn("user"), turn("assistant"), turn("user")]).split(SLOT)
     if len(parts) != 4:
         raise VDPError("the chat template drops or repeats a turn's text: say which tokens are "
                        "context with context=(start, stop)")
@@ -60,15 +101,18 @@ def frame(processor) -> tuple[str, str, str, str]:
 
 
 def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = None,
-                context: tuple[int, int] | None = None) -> torch.Tensor:
+                context: tuple[int, int] | None = None, question: str = "found") -> torch.Tensor:
     """The kind of every token, int64 (B, L) as `input_ids`.
 
-    With a processor, its chat template says where turns begin and end: the last line of the last
-    user turn is the question, all other words are context, and special tokens, the template's own
-    words and the blanks that follow them are template. With `context`, tokens [start, stop) are
-    context, later ones question, earlier ones template (negative numbers count from the end).
-    Image tokens stay image tokens.
+    With a processor, its chat template says where turns begin and end; special tokens, the
+    template's own words and the blanks that follow them are template. The question is the last
+    user turn after earlier turns, of a single turn what `question_start` finds; or, with `question`
+    `turn` or `line`, always all of the last user turn, or its last line. All other words are
+    context. With `context`, tokens [start, stop) are context, later ones question, earlier ones
+    template (negative numbers count from the end). Image tokens stay image tokens.
     """
+    if question not in QUESTIONS:
+        raise VDPError(f"unknown question {question!r}: choose one of {', '.join(QUESTIONS)}")
     if (processor is None) == (context is None):
         raise VDPError("say which tokens are context: give the processor, whose chat template "
                        "tells, or a span context=(start, stop)")
@@ -83,11 +127,11 @@ def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = 
         tokenizer = getattr(processor, "tokenizer", processor)
         parts, special = frame(processor), set(tokenizer.all_special_ids)
         for row, ids in zip(kinds, input_ids.tolist()):
-            texts = pieces(tokenizer, ids)
-            found = _by_template(texts, parts)
-            for n, (i, text) in enumerate(zip(ids, texts)):
+            texts, marks = pieces(tokenizer, ids), [i in special or i == image_id for i in ids]
+            found = _by_template(texts, marks, parts, question)
+            for n, text in enumerate(texts):
                 after_frame = n == 0 or found[n - 1] == Kind.TEMPLATE
-                if i in special or i == image_id or text.isspace() and after_frame:
+                if marks[n] or text.isspace() and after_frame:
                     found[n] = int(Kind.TEMPLATE)
             row.copy_(torch.tensor(found))
     if image_id is not None:
@@ -95,9 +139,48 @@ def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = 
     return kinds
 
 
-def _by_template(texts: list[str], parts) -> list[int]:
-    """Kinds of one prompt's tokens from their texts and the chat template's parts."""
+def question_start(text: str, rule: str = "found") -> int:
+    """At which letter of a user's turn the question begins, where no earlier turn tells.
+
+    At its last paragraph, if that is SHORT, or else at its last line; at an earlier line where that
+    one only lists options or says how to answer, or, none of them asking, where one of the NEAR
+    lines before asks. By the rule `line` at its last line, by `turn` at 0.
+    """
+    starts = [0, *(end.end() for end in LINE_END.finditer(text))]
+    lines = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)])]
+    filled = [n for n, line in enumerate(lines) if not _blank(line)]
+    if rule == "turn" or not filled:
+        return 0
+    first = last = filled[-1]
+    if rule == "line":
+        return starts[last]
+
+    def short(line):
+        return len(text) - starts[line] <= SHORT
+
+    paragraph = max((n + 1 for n in range(filled[0], last) if n not in filled), default=0)
+    if paragraph and short(paragraph):
+        first = paragraph
+    while first and GOES_ON.match(lines[first]) and not ASKS.search(lines[first]):
+        first = max((n for n in filled if n < first), default=0)
+    if not any(map(ASKS.search, lines[first:])):
+        first = max((n for n in range(max(0, first - NEAR), first)
+                     if ASKS.search(lines[n]) and short(n)), default=first)
+    return starts[first]
+
+
+def _blank(text: str) -> bool:
+    """Whether nothing of it is seen: Unicode's spaces, line ends and marks without width."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in text)
+
+
+def _by_template(texts: list[str], marks: list[bool], parts, question: str) -> list[int]:
+    """Kinds of one prompt's tokens from their texts and the chat template's parts.
+
+    `marks` are the special tokens and images, no words of a turn.
+    """
     whole = "".join(texts)
+    words = "".join(" " * len(text) if mark else text for text, mark in zip(texts, marks))
     # Marks are sought without blanks: vocabularies differ in where they write them.
     at = [i for i, letter in enumerate(whole) if not letter.isspace()]
     dense = "".join(whole[i] for i in at)
@@ -117,15 +200,16 @@ def _by_template(texts: list[str], parts) -> list[int]:
             last = max(last, found.end()) if mark == to_user else last
     stop = at[end] if end < len(at) else len(whole)
     begin = at[last - 1] + 1 if last else 0
-    question = begin + whole[begin:stop].rstrip().rfind("\n") + 1
-    letters = [int(Kind.QUESTION if i >= question else Kind.CONTEXT) for i in range(len(whole))]
+    rule = "turn" if question == "found" and last > start else question
+    asked = begin + question_start(words[begin:stop], rule)
+    letters = [int(Kind.QUESTION if i >= asked else Kind.CONTEXT) for i in range(len(whole))]
     for first, past in framed:
         if past > first:
             span = at[first], at[past - 1] + 1 if past < len(dense) else len(whole)
             letters[slice(*span)] = [int(Kind.TEMPLATE)] * (span[1] - span[0])
     kinds, place = [], 0
     for text in texts:
-        own = letters[place:place + len(text)] or [int(Kind.TEMPLATE)]
+        own = letters[place:place + max(1, len(text))] or [int(Kind.TEMPLATE)]
         kinds.append(int(Kind.TEMPLATE) if int(Kind.TEMPLATE) in own else max(own))
         place += len(text)
     return kinds

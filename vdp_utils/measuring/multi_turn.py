@@ -13,6 +13,7 @@ from vdp_utils.measuring.measure import judged, kinds_of, place, respond
 from vdp_utils.measuring.placed import PlacedCondition, around, placed_condition
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.mmdu import MARK, Dialogue, Turn
+from vdp_utils.sources.pictures import open_image
 
 ROUGE = RougeScorer(["rouge1", "rougeL"])
 
@@ -62,7 +63,7 @@ def dialogue_rows(lvlm: LVLM, dialogue: Dialogue, one: DialogueCondition) -> lis
                 scores, reply = respond(lvlm, prompt, question.options, one.reply_tokens)
             found = ROUGE.score(question.answer, reply)
             by_words = [float(found[name].fmeasure) for name in ("rouge1", "rougeL")]
-        said.append(reply.replace(MARK, ""))
+        said.append(prompts.unmarked(lvlm.tokenizer, reply.replace(MARK, "")))
         choice = judged(question, scores) if scores else dict(
             options="", log_likelihoods=[], answer="", predicted="", correct=np.nan, margin=np.nan)
         counts = np.bincount(prompt.kinds, minlength=len(Kind))
@@ -79,7 +80,7 @@ def dialogue_rows(lvlm: LVLM, dialogue: Dialogue, one: DialogueCondition) -> lis
 
 def images_of(dialogue: Dialogue) -> list:
     """A dialogue's pictures as PIL images."""
-    return [one.image() if hasattr(one, "image") else prompts.open_image(one)
+    return [one.image() if hasattr(one, "image") else open_image(one)
             for one in dialogue.pictures]
 
 
