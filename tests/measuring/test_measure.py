@@ -369,6 +369,8 @@ def test_answer_takes_a_pil_image_a_path_or_no_image(lvlm, photo):
         said = answer(lvlm, image, asked, max_new_tokens=5)
     assert said and said == answer(lvlm, str(photo), asked, max_new_tokens=5)
     assert said == answer(lvlm, photo, asked, max_new_tokens=5)
+    with Image.open(photo) as image:
+        assert said == answer(lvlm, np.asarray(image), asked, max_new_tokens=5)
     assert isinstance(answer(lvlm, None, asked, max_new_tokens=5), str)
 
 
@@ -400,8 +402,24 @@ def test_answer_refuses_images_that_are_missing_or_broken(lvlm, photo, tmp_path,
     for name in ("text.png", "cut.png"):
         with pytest.raises(VDPError, match=f"{name}.* cannot be read"):
             answer(lvlm, tmp_path / name, "What?")
-    with pytest.raises(VDPError, match="does not fit"):
-        answer(lvlm, photo, "What?", context="word " * 9_000)
+    for several in ([photo, photo], [Image.open(photo)], np.zeros((4, 4, 3)), b"x"):
+        with pytest.raises(VDPError, match=f"image {type(several).__name__} cannot be read .*one"):
+            answer(lvlm, several, "What?")
+    assert fed == []
+
+
+def test_answer_refuses_what_does_not_fit_and_marks_in_its_texts(lvlm, photo, fed):
+    long = "word " * 9_000
+    with pytest.raises(VDPError, match="context length .* does not fit 'tiny'"):
+        answer(lvlm, photo, "What?", long)
+    for image in (photo, None):
+        with pytest.raises(VDPError, match="does not fit the 9000 positions of 'tiny'.*shorter q"):
+            answer(lvlm, image, long)
+    with pytest.raises(VDPError, match="does not fit the 9000 positions"):
+        answer(lvlm, photo, "What?", max_new_tokens=9_000)
+    for texts in (("Is <image> a dog?",), ("What?", "A <image> b")):
+        with pytest.raises(VDPError, match="'<image>' in the text .* is a mark of the model's own"):
+            answer(lvlm, photo, *texts)
     assert fed == []
 
 

@@ -132,5 +132,5 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             return image
         return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"),
                                          outputMode="RGB")
-    except ImageCms.PyCMSError:
+    except (ImageCms.PyCMSError, OSError):
         return image
