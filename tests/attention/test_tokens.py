@@ -139,6 +139,8 @@ def test_a_short_last_paragraph_is_the_question_a_long_one_is_not():
     text = f"A cat.\n\n{LONG}\nIs there a dog?"
     assert text[question_start(text):] == "Is there a dog?"
     assert question_start(f"Why?\n{LONG}\nSo be it.") == len(LONG) + 6  # too far before
+    listed = "".join(f"{n}. It rains.\n" for n in range(10_000))
+    assert len(listed) - question_start(listed + "99. Name them.") < 1_000  # and soon found
     assert question_start(" \n\t") == question_start("") == 0
 
 

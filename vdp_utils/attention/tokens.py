@@ -142,31 +142,27 @@ def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = 
 def question_start(text: str, rule: str = "found") -> int:
     """At which letter of a user's turn the question begins, where no earlier turn tells.
 
-    At its last paragraph, if that is SHORT, or else at its last line; at an earlier line where that
-    one only lists options or says how to answer, or, none of them asking, where one of the NEAR
-    lines before asks. By the rule `line` at its last line, by `turn` at 0.
+    At its last paragraph, if that is SHORT, or else at its last line; before that where it only
+    lists options or says how to answer, and, if nothing asks, where one of the NEAR lines before
+    does, all of it SHORT. By the rule `line` at its last line, by `turn` at 0.
     """
     starts = [0, *(end.end() for end in LINE_END.finditer(text))]
-    lines = [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)])]
-    filled = [n for n, line in enumerate(lines) if not _blank(line)]
-    if rule == "turn" or not filled:
+    lines = [(start, text[start:end]) for start, end in zip(starts, [*starts[1:], len(text)])]
+    while lines and _blank(lines[-1][1]):
+        lines.pop()
+    if rule == "turn" or not lines:
         return 0
-    first = last = filled[-1]
-    if rule == "line":
-        return starts[last]
-
-    def short(line):
-        return len(text) - starts[line] <= SHORT
-
-    paragraph = max((n + 1 for n in range(filled[0], last) if n not in filled), default=0)
-    if paragraph and short(paragraph):
-        first = paragraph
-    while first and GOES_ON.match(lines[first]) and not ASKS.search(lines[first]):
-        first = max((n for n in filled if n < first), default=0)
-    if not any(map(ASKS.search, lines[first:])):
-        first = max((n for n in range(max(0, first - NEAR), first)
-                     if ASKS.search(lines[n]) and short(n)), default=first)
-    return starts[first]
+    near = [line for line in lines if len(text) - line[0] <= SHORT and rule != "line"] or lines[-1:]
+    places, said = zip(*near)
+    gaps = [n for n, line in enumerate(said) if _blank(line) and not _blank(text[:places[n]])]
+    first = gaps[-1] + 1 if gaps else len(said) - 1
+    while first and (_blank(said[first]) or GOES_ON.match(said[first])
+                     and not ASKS.search(said[first])):
+        first -= 1
+    if not any(map(ASKS.search, said[first:])):
+        first = max((n for n in range(max(0, first - NEAR), first) if ASKS.search(said[n])),
+                    default=first)
+    return places[first]
 
 
 def _blank(text: str) -> bool:
