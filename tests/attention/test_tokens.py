@@ -95,11 +95,11 @@ def test_a_single_line_is_all_question(tokenizer):
 
 def test_after_earlier_turns_the_whole_last_one_is_the_question(tokenizer):
     ids = prompt(tokenizer, turn("user", "Is there a fox?"), turn("assistant", "Yes"),
-                 turn("user", "Which bird?\nA. duck\n\nB. owl"))
+                 turn("user", "Look.\nWhich bird?\nA. duck\n\nB. owl"))
     kinds = token_kinds(ids, tokenizer)
     assert said(tokenizer, ids, kinds, Kind.CONTEXT) == tight("Is there a fox? Yes")
-    assert said(tokenizer, ids, kinds, Kind.QUESTION) == tight("Which bird? A. duck B. owl")
-    for rule, question in (("line", "B.owl"), ("turn", "Whichbird?A.duckB.owl")):
+    assert said(tokenizer, ids, kinds, Kind.QUESTION) == tight("Look. Which bird? A. duck B. owl")
+    for rule, question in (("line", "B.owl"), ("turn", "Look.Whichbird?A.duckB.owl")):
         found = token_kinds(ids, tokenizer, question=rule)
         assert said(tokenizer, ids, found, Kind.QUESTION) == question
     with pytest.raises(VDPError, match="unknown question 'all': choose one of found, turn, line"):
