@@ -25,6 +25,13 @@ def image_token_id(config) -> int | None:
     return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
 
+def visual_token_ids(config) -> tuple[int, ...]:
+    """The ids of the placeholders of images and of videos."""
+    found = image_token_id(config), getattr(config, "video_token_id", None), getattr(
+        config, "video_token_index", None)
+    return tuple(one for one in dict.fromkeys(found) if isinstance(one, int))
+
+
 def pieces(tokenizer, ids) -> list[str]:
     """The text of each token, with its spaces and line ends."""
     texts = tokenizer.convert_ids_to_tokens([int(i) for i in ids])
@@ -59,7 +66,8 @@ def frame(processor) -> tuple[str, str, str, str]:
     return tuple(parts)
 
 
-def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = None,
+def token_kinds(input_ids: torch.Tensor, processor=None,
+                image_id: int | tuple[int, ...] | None = None,
                 context: tuple[int, int] | None = None) -> torch.Tensor:
     """The kind of every token, int64 (B, L) as `input_ids`.
 
@@ -67,8 +75,9 @@ def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = 
     user turn is the question, all other words are context, and special tokens, the template's own
     words and the blanks that follow them are template. With `context`, tokens [start, stop) are
     context, later ones question, earlier ones template (negative numbers count from the end).
-    Image tokens stay image tokens.
+    Image tokens, `image_id` (one id or several: see `visual_token_ids`), stay image tokens.
     """
+    visual = {image_id} if isinstance(image_id, int) else {*(image_id or ())}
     if (processor is None) == (context is None):
         raise VDPError("say which tokens are context: give the processor, whose chat template "
                        "tells, or a span context=(start, stop)")
@@ -87,11 +96,11 @@ def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = 
             found = _by_template(texts, parts)
             for n, (i, text) in enumerate(zip(ids, texts)):
                 after_frame = n == 0 or found[n - 1] == Kind.TEMPLATE
-                if i in special or i == image_id or text.isspace() and after_frame:
+                if i in special or i in visual or text.isspace() and after_frame:
                     found[n] = int(Kind.TEMPLATE)
             row.copy_(torch.tensor(found))
-    if image_id is not None:
-        kinds[input_ids == image_id] = Kind.IMAGE
+    for one in visual:
+        kinds[input_ids == one] = Kind.IMAGE
     return kinds
 
 
