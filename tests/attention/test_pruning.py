@@ -881,6 +881,19 @@ def test_a_recorder_of_kinds_around_a_pruner_is_refused(llava, mode):
     assert untouched(model)
 
 
+def test_kinds_of_a_prompt_do_not_fit_its_pruned_cache(llava):
+    model, inputs, kinds = llava
+    with halved(kinds, "evict")(model), record(model, mass="last", kinds=kinds) as found:
+        generated(model, inputs)
+        assert found[0].mass.sum(-1).numpy() == pytest.approx(1, abs=1e-5)
+        with record(model, mass="last", kinds=kinds, decoding=True):
+            with pytest.raises(VDPError, match="kinds describe 55 tokens"):
+                generated(model, inputs)
+        with record(model, ("last",), decoding=True) as found:
+            generated(model, inputs)
+        assert found[0].accumulated["last"].shape[-1] == kinds.shape[1] - 20 + 3
+
+
 def test_a_forward_that_was_set_before_is_set_again(llava):
     model, inputs, kinds = llava
     decoder = decoder_of(model)

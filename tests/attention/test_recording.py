@@ -569,6 +569,8 @@ def test_a_wrapped_model_is_recorded_as_the_bare_one(llava, how):
         run(called, inputs)
         with pytest.raises(VDPError, match="output_attentions=True returns nothing"):
             run(called, inputs, output_attentions=True)
+        with pytest.raises(VDPError, match="output_attentions=True returns nothing"):
+            called.generate(**inputs, output_attentions=True, max_new_tokens=1)
     for i, one in expected.items():
         assert torch.equal(one.mass, found[i].mass)
         assert all(torch.equal(x, found[i].accumulated[k]) for k, x in one.accumulated.items())

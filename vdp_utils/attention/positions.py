@@ -98,7 +98,7 @@ class Placement:
 
     What comes behind a prompt goes on from its highest position. A prompt's own position_ids are
     taken for the model's; behind it others than the model's are refused. A prefix read inside the
-    block may be continued (its question may come later), a cache filled elsewhere not: its
+    block may be continued there (its question may come later), a cache filled elsewhere not: its
     positions are fixed. Goes with `record` and `ContextPruner`, which score and keep tokens at
     these places. The model is as before on exit.
     """
@@ -124,8 +124,9 @@ class Placement:
 
     @contextlib.contextmanager
     def _around(self, model):
-        model, decoder = bare(model), decoder_of(model)
+        model = bare(model)
         check_positions(model)
+        decoder = decoder_of(model)
         if self.model is not None or decoder in _PLACED:
             raise VDPError("placements do not nest: leave the other Placement's block first")
         self.model, self._arrived, self._reached, self._block = model, {}, None, next(Bound.numbers)

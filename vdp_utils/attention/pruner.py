@@ -152,7 +152,9 @@ class ContextPruner:
             prompt.read(self.processor, self.evidence)
             self.log_probs = likelihoods(prompt, self.model, self._forward)
             output, self.kept = MODES[self.mode](self.model, self._forward, self.at, prompt)
-            Bound.bind(cache, self._block)
+            if cache is not None:
+                cache.vdp_shortened = True
+                Bound.bind(cache, self._block)
         else:
             every = torch.arange(prompt.real.shape[1], device=prompt.real.device)
             self.kept = Kept(every.expand_as(prompt.real), prompt.real, len(every))

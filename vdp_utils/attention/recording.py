@@ -193,6 +193,7 @@ class record:
         self.recording: dict[int, LayerRecord] = {}
         self.scratch: dict = {}
         self.cached: dict = {}  # attention module -> tokens read before this pass, and lost of them
+        self.shortened = False  # the cache of this pass, by a ContextPruner
         self._blocks = contextlib.ExitStack()
 
     def __enter__(self) -> dict[int, LayerRecord]:
@@ -224,6 +225,7 @@ class record:
         cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
         layer = next(iter(getattr(cache, "layers", ())[module.layer_idx:]), None)
         self.cached.pop(module, None)
+        self.shortened = getattr(cache, "vdp_shortened", False)
         if isinstance(layer, CacheLayerMixin):
             self.cached[module] = int(layer.get_seq_length()), layer.get_mask_sizes(1)[1]
 
@@ -242,7 +244,7 @@ class record:
             given = getattr(self, name)
             if given is not None:
                 missing = read - given.shape[1]
-                if missing and count == read:
+                if missing and count == read or self.shortened:
                     raise VDPError(f"{name} describe {given.shape[1]} tokens, but attention meets "
                                    f"{read}: give one entry for each token. Inside a "
                                    "ContextPruner's block tokens go missing: record without it")
