@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vdp_utils.attention.tokens import (Kind, frame, image_token_id, pieces, question_start,
-                                        token_kinds)
+                                        token_kinds, visual_token_ids)
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.load import CHAT_TEMPLATE
 
@@ -271,6 +271,22 @@ def test_the_image_token_has_either_name():
     assert image_token_id(SimpleNamespace(image_token_id=5)) == 5
     assert image_token_id(SimpleNamespace(image_token_index=6)) == 6
     assert image_token_id(SimpleNamespace()) is None
+    assert visual_token_ids(SimpleNamespace(image_token_id=5, video_token_id=7)) == (5, 7)
+    assert visual_token_ids(SimpleNamespace(image_token_index=6, video_token_index=6)) == (6,)
+    assert visual_token_ids(SimpleNamespace(video_token_id=None)) == ()
+
+
+def test_tokens_of_videos_are_visual_too(tokenizer):
+    ids = prompt(tokenizer, turn("user", TEXT, image=True))
+    image, word = tokenizer.convert_tokens_to_ids("<image>"), int(ids[0, -12])
+    expected = token_kinds(ids, tokenizer, image)
+    assert torch.equal(token_kinds(ids, tokenizer, (image,)), expected)
+    kinds = token_kinds(ids, tokenizer, (image, word))
+    visual = (ids == image) | (ids == word)
+    assert bool((kinds[visual] == Kind.IMAGE).all())
+    assert torch.equal(kinds[~visual], expected[~visual])
+    spanned = token_kinds(ids, context=(2, -8), image_id=(image, word))
+    assert bool((spanned[visual] == Kind.IMAGE).all())
 
 
 def test_pieces_have_the_spaces_of_the_text(make_tokenizer):

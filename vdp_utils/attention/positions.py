@@ -7,14 +7,14 @@ add one, write one function with `@placement`, from `Places` to how far each tok
 """
 
 import contextlib
-import itertools
 import weakref
 from dataclasses import dataclass
 
 import torch
 
 from vdp_utils.attention.evidence import known_tokens, named
-from vdp_utils.attention.recording import decoder_of
+from vdp_utils.attention.kept import Bound
+from vdp_utils.attention.recording import bare, decoder_of, held
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 
@@ -37,7 +37,6 @@ class Places:
 PLACEMENTS: dict[str, callable] = {}
 TO_A_LENGTH, IMAGES = ("squeezed", "gap"), ("all", "last")
 _PLACED: weakref.WeakSet = weakref.WeakSet()  # decoders whose tokens are being placed
-_BLOCKS = itertools.count()
 
 
 def placement(function):
@@ -99,7 +98,7 @@ class Placement:
 
     What comes behind a prompt goes on from its highest position. A prompt's own position_ids are
     taken for the model's; behind it others than the model's are refused. A prefix read inside the
-    block may be continued (its question may come later), a cache filled elsewhere not: its
+    block may be continued there (its question may come later), a cache filled elsewhere not: its
     positions are fixed. Goes with `record` and `ContextPruner`, which score and keep tokens at
     these places. The model is as before on exit.
     """
@@ -125,19 +124,21 @@ class Placement:
 
     @contextlib.contextmanager
     def _around(self, model):
+        model = bare(model)
         check_positions(model)
         decoder = decoder_of(model)
         if self.model is not None or decoder in _PLACED:
             raise VDPError("placements do not nest: leave the other Placement's block first")
-        self.model, self._arrived, self._reached, self._block = model, {}, None, next(_BLOCKS)
+        self.model, self._arrived, self._reached, self._block = model, {}, None, next(Bound.numbers)
         with contextlib.ExitStack() as hooks:
             _PLACED.add(decoder)
             hooks.callback(_PLACED.discard, decoder)
             hooks.callback(setattr, self, "model", None)
+            Bound.open.add(self._block)
+            hooks.callback(Bound.open.discard, self._block)
             if self.kind != "plain":
                 # first of all hooks: a ContextPruner's sets positions that are placed already
-                hooks.enter_context(model.register_forward_pre_hook(
-                    self._arrive, with_kwargs=True, prepend=True))
+                hooks.enter_context(held(model, self._arrive, prepend=True))
                 hooks.enter_context(decoder.register_forward_pre_hook(
                     self._place, with_kwargs=True))
                 hooks.enter_context(decoder.register_forward_hook(self._leave))
@@ -190,7 +191,9 @@ class Placement:
         """The decoder has read a prompt: note on its cache, for copies too, where it ends."""
         cache = getattr(output, "past_key_values", None)
         if self._reached is not None and cache is not None:
-            cache.vdp_placed = self._block, cache.get_seq_length(), *self._reached
+            cache.vdp_placed = self._block, int(cache.get_seq_length()), *self._reached
+            if not torch.equal(*self._reached):
+                Bound.bind(cache, self._block)
         self._reached = None
 
     def _behind(self, cache, count: int) -> list[torch.Tensor]:
@@ -199,7 +202,7 @@ class Placement:
         if block != self._block:
             raise VDPError("the cache handed in was filled outside this block: its positions are "
                            "fixed. Read the prompt inside the block, from its first token on")
-        done = cache.get_seq_length() - length
+        done = int(cache.get_seq_length()) - length  # of a fixed cache it is a tensor that grows
         return [(start + done)[:, None] + torch.arange(count, device=start.device)
                 for start in starts]
 

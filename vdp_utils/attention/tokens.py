@@ -34,6 +34,13 @@ def image_token_id(config) -> int | None:
     return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
 
+def visual_token_ids(config) -> tuple[int, ...]:
+    """The ids of the placeholders of images and of videos."""
+    found = image_token_id(config), getattr(config, "video_token_id", None), getattr(
+        config, "video_token_index", None)
+    return tuple(one for one in dict.fromkeys(found) if isinstance(one, int))
+
+
 def pieces(tokenizer, ids) -> list[str]:
     """The text of each token, with its spaces and line ends.
 
@@ -98,7 +105,8 @@ def frame(processor) -> tuple[str, str, str, str]:
     return tuple(parts)
 
 
-def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = None,
+def token_kinds(input_ids: torch.Tensor, processor=None,
+                image_id: int | tuple[int, ...] | None = None,
                 context: tuple[int, int] | None = None, question: str = "found") -> torch.Tensor:
     """The kind of every token, int64 (B, L) as `input_ids`.
 
@@ -107,10 +115,12 @@ def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = 
     user turn after earlier turns, of a single turn what `question_start` finds; or, with `question`
     `turn` or `line`, always all of the last user turn, or its last line. All other words are
     context. With `context`, tokens [start, stop) are context, later ones question, earlier ones
-    template (negative numbers count from the end). Image tokens stay image tokens.
+    template (negative numbers count from the end). Image tokens, `image_id` (one id or several: see
+    `visual_token_ids`), stay image tokens.
     """
     if question not in QUESTIONS:
         raise VDPError(f"unknown question {question!r}: choose one of {', '.join(QUESTIONS)}")
+    visual = {image_id} if isinstance(image_id, int) else {*(image_id or ())}
     if (processor is None) == (context is None):
         raise VDPError("say which tokens are context: give the processor, whose chat template "
                        "tells, or a span context=(start, stop)")
@@ -123,17 +133,17 @@ def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = 
         kinds[:, start:stop], kinds[:, stop:] = Kind.CONTEXT, Kind.QUESTION
     else:
         tokenizer = getattr(processor, "tokenizer", processor)
-        parts, special = frame(processor), set(tokenizer.all_special_ids)
+        parts, marked = frame(processor), {*tokenizer.all_special_ids, *visual}
         for row, ids in zip(kinds, input_ids.tolist()):
-            texts, marks = pieces(tokenizer, ids), [i in special or i == image_id for i in ids]
+            texts, marks = pieces(tokenizer, ids), [i in marked for i in ids]
             found = _by_template(texts, marks, parts, question)
             for n, text in enumerate(texts):
                 after_frame = n == 0 or found[n - 1] == Kind.TEMPLATE
                 if marks[n] or text.isspace() and after_frame:
                     found[n] = int(Kind.TEMPLATE)
             row.copy_(torch.tensor(found))
-    if image_id is not None:
-        kinds[input_ids == image_id] = Kind.IMAGE
+    for one in visual:
+        kinds[input_ids == one] = Kind.IMAGE
     return kinds
 
 
