@@ -414,10 +414,12 @@ def test_the_processor_tells_image_context_and_question(tiny):
     watch = decoder_of(tiny.model).layers[0].register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["position_ids"][0]), with_kwargs=True)
     try:
-        with Placement("near", processor=tiny.processor)(tiny.model):
-            run(tiny.model, inputs)
+        for rule in ("found", "turn"):
+            with Placement("near", processor=tiny.processor, question=rule)(tiny.model):
+                run(tiny.model, inputs)
     finally:
         watch.remove()
+    assert bool((seen[1].diff() == 1).all())  # no context, and so nothing is moved
     line = tiny.tokenizer.decode(inputs["input_ids"][0, seen[0].argsort()])
     assert line.index("The bus came late.") < line.index("<image>") < line.index("Is there a dog?")
 

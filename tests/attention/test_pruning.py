@@ -521,6 +521,10 @@ def test_the_processor_tells_context_from_question(tiny):
         run(tiny.model, inputs)
     left = tiny.tokenizer.decode(inputs["input_ids"][0, pruner.kept.index[0]])
     assert "Is there a dog?" in left and left.endswith("<|im_start|>assistant\n")
+    assert "Nobody minded at all." not in left
+    with ContextPruner(0.5, processor=tiny.processor, question="turn")(tiny.model) as pruner:
+        run(tiny.model, inputs)
+    assert pruner.kept.index.shape == inputs["input_ids"].shape
 
 
 # ---- the model is as before
@@ -573,6 +577,7 @@ BAD = [(dict(rate=rate), "give a share of the context in") for rate in (
     (dict(heads="some"), "unknown heads 'some'"),
     (dict(query_set="window"), "unknown query_set 'window'"),
     (dict(positions="some"), "unknown positions 'some'"),
+    (dict(question="some"), "unknown question 'some': choose one of found, turn, line"),
     (dict(positions="compact"), "positions='compact' needs mode='compress'"),
     (dict(kinds=None), "say which tokens are context"),
     (dict(strategy="oracle"), "needs evidence="),

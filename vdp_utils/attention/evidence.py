@@ -83,11 +83,12 @@ def named(function, args: tuple, kwargs: dict) -> dict:
     return kwargs | dict(zip(inspect.signature(function).parameters, args)) if args else kwargs
 
 
-def known_tokens(model, arrived: dict, kwargs: dict, kinds=None, processor=None, span=None):
+def known_tokens(model, arrived: dict, kwargs: dict, kinds=None, processor=None, context=None,
+                 question="found"):
     """What is known of a prompt's tokens: ids or None, kinds and whether real, (B, L) each.
 
-    `arrived` are the model's arguments, `kwargs` the decoder's, inputs_embeds among them; `kinds`,
-    `processor` and `span` are as `ContextPruner` takes them. VDPError where kinds cannot be told.
+    `arrived` are the model's arguments, `kwargs` the decoder's, inputs_embeds among them; the rest
+    is as `ContextPruner` takes it. VDPError where kinds cannot be told.
     """
     ids, mask, embeds = arrived.get("input_ids"), arrived.get("attention_mask"), kwargs.get(
         "inputs_embeds")
@@ -97,7 +98,8 @@ def known_tokens(model, arrived: dict, kwargs: dict, kinds=None, processor=None,
     if kinds is not None:
         kinds = fitted("kinds", kinds, embeds).long()
     elif ids is not None and ids.shape[1] == embeds.shape[1]:
-        kinds = token_kinds(ids, None if span else processor, visual_token_ids(model.config), span)
+        kinds = token_kinds(ids, None if context else processor, visual_token_ids(model.config),
+                            context, question)
     else:
         raise VDPError(f"{type(model).__name__} hands its language model {embeds.shape[1]} "
                        "embeddings whose tokens are not known: give kinds= (1, L), one for each")

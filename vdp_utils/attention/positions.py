@@ -15,7 +15,7 @@ import torch
 from vdp_utils.attention.evidence import known_tokens, named
 from vdp_utils.attention.kept import Bound
 from vdp_utils.attention.recording import bare, decoder_of, held
-from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention.tokens import QUESTIONS, Kind
 from vdp_utils.errors import VDPError
 
 
@@ -93,7 +93,8 @@ class Placement:
         kind: a name in `PLACEMENTS`: "plain", "near", "squeezed" or "gap".
         length: positions that "squeezed" leaves to the context, or that "gap" adds.
         images: which ones "near" moves: "all" or "last".
-        processor: tells context from question by its chat template; or
+        processor: tells context from question by its chat template, and `question` by which rule
+            (`tokens.token_kinds`): "found", "turn" or "line"; or
         context: a span (start, stop); or kinds: (B, L) of `Kind`, directly.
 
     What comes behind a prompt goes on from its highest position. A prompt's own position_ids are
@@ -104,8 +105,10 @@ class Placement:
     """
 
     def __init__(self, kind: str, length: int | None = None, images: str = "all", processor=None,
-                 context: tuple[int, int] | None = None, kinds: torch.Tensor | None = None):
-        for name, value, known in (("placement", kind, PLACEMENTS), ("images", images, IMAGES)):
+                 context: tuple[int, int] | None = None, kinds: torch.Tensor | None = None,
+                 question: str = "found"):
+        for name, value, known in (("placement", kind, PLACEMENTS), ("images", images, IMAGES),
+                                   ("question", question, QUESTIONS)):
             if value not in known:
                 raise VDPError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
         if (kind in TO_A_LENGTH) != (length is not None) or length is not None and length < 1:
@@ -115,7 +118,7 @@ class Placement:
             raise VDPError("say which tokens are context: give processor=, context=(start, stop) "
                            "or kinds=")
         self.kind, self.length, self.images = kind, length, images
-        self.told = dict(processor=processor, span=context, kinds=kinds)
+        self.told = dict(kinds=kinds, processor=processor, context=context, question=question)
         self.model = None
 
     def __call__(self, model):

@@ -16,7 +16,7 @@ from vdp_utils.attention.modes import MODES, check_architecture, prunable_cache
 from vdp_utils.attention.recording import (bare, decoder_of, held, record, refuse_unrecordable,
                                            replaced)
 from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS, Evidence, find_strategy
-from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention.tokens import QUESTIONS, Kind
 from vdp_utils.errors import VDPError
 
 
@@ -40,7 +40,8 @@ class ContextPruner:
         layer: decoder layer whose attention scores, from 0; None: a sixth of the depth.
         heads: "max" or "mean" over heads. query_set: "all", "question" or "last".
         positions: "kept" or, for `compress`, "compact".
-        processor: tells context from question by its chat template; or
+        processor: tells context from question by its chat template, and `question` by which rule
+            (`tokens.token_kinds`): "found", "turn" or "line"; or
         context: a span (start, stop); or kinds: (B, L) of `Kind`, directly.
         evidence: (B, L) for the strategy `oracle`, bool or how well each token bears on the
             question. seed: for the random strategies.
@@ -56,11 +57,12 @@ class ContextPruner:
                  layer: int | None = None, heads: str = "max", query_set: str = "all",
                  positions: str = "kept", processor=None, context: tuple[int, int] | None = None,
                  kinds: torch.Tensor | None = None, evidence: torch.Tensor | None = None,
-                 window: int = 16, seed: int = 0):
+                 window: int = 16, seed: int = 0, question: str = "found"):
         if rate != "auto":
             kept_count(1, rate)
         for name, value, known in (("mode", mode, MODES), ("heads", heads, REDUCTIONS),
                                    ("query_set", query_set, QUERY_SETS),
+                                   ("question", question, QUESTIONS),
                                    ("positions", positions, ("kept", "compact"))):
             if value not in [*known]:
                 raise VDPError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
@@ -80,8 +82,8 @@ class ContextPruner:
         if "pieces" in self.strategy.needs and processor is None:
             raise VDPError(f"strategy {strategy!r} reads the words: give processor=")
         self.options = dict(heads=heads, query_set=query_set, window=window, seed=seed)
-        self.compact, self.processor, self.span = positions == "compact", processor, context
-        self.kinds, self.evidence = kinds, evidence
+        self.compact, self.processor, self.evidence = positions == "compact", processor, evidence
+        self.told = dict(kinds=kinds, processor=processor, context=context, question=question)
         self.kept: Kept | None = None
         self.log_probs: list[tuple] = []
         self.model = None
@@ -172,8 +174,7 @@ class ContextPruner:
     def _prompt(self, kwargs: dict) -> Prompt:
         """What the decoder is called with, and what may go of it."""
         arrived, self._arrived = self._arrived, {}
-        ids, kinds, real = known_tokens(self.model, arrived, kwargs, self.kinds, self.processor,
-                                        self.span)
+        ids, kinds, real = known_tokens(self.model, arrived, kwargs, **self.told)
         if kwargs.get("inputs_embeds") is None:
             kwargs["inputs_embeds"] = decoder_of(self.model).get_input_embeddings()(
                 kwargs.pop("input_ids"))
