@@ -538,7 +538,8 @@ def wrapped(model, how):
     """A model inside others: what a user holds, and what the user calls."""
     if how == "peft":
         peft = pytest.importorskip("peft")
-        return (peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])),) * 2
+        return (peft.get_peft_model(model, peft.LoraConfig(
+            target_modules=["q_proj"], task_type="CAUSAL_LM")),) * 2  # it calls no hook by itself
     if how == "parallel":
         return nn.DataParallel(model), model
     if how == "module":

@@ -209,9 +209,9 @@ def base_gguf() -> Path:
     return files[0]
 
 
-def load_tokenizer(name: str):
+def load_tokenizer(name: str | Path):
     """The tokenizer of a model that `load_lvlm` loads, without the model."""
-    check_names(name)
+    check_names(name := str(name))
     with _loading(f"the tokenizer of {name!r}", name):
         if name.startswith("embedded-"):
             path = base_gguf()
