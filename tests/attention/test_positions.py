@@ -7,7 +7,7 @@ import torch
 import transformers as t
 from architectures import BUILDERS, IMAGE_TOKENS, build, prompt
 from test_pruning import LAYER, extended, generated, halved, hidden, shortened, steps, untouched
-from test_recording import batched, difference, eager_maps, run, two, unfit
+from test_recording import WRAPPERS, batched, difference, eager_maps, run, two, unfit, wrapped
 
 from vdp_utils.attention.positions import PLACEMENTS, Placement, Places
 from vdp_utils.attention.recording import decoder_of, record
@@ -414,10 +414,12 @@ def test_the_processor_tells_image_context_and_question(tiny):
     watch = decoder_of(tiny.model).layers[0].register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["position_ids"][0]), with_kwargs=True)
     try:
-        with Placement("near", processor=tiny.processor)(tiny.model):
-            run(tiny.model, inputs)
+        for rule in ("found", "turn"):
+            with Placement("near", processor=tiny.processor, question=rule)(tiny.model):
+                run(tiny.model, inputs)
     finally:
         watch.remove()
+    assert bool((seen[1].diff() == 1).all())  # no context, and so nothing is moved
     line = tiny.tokenizer.decode(inputs["input_ids"][0, seen[0].argsort()])
     assert line.index("The bus came late.") < line.index("<image>") < line.index("Is there a dog?")
 
@@ -492,3 +494,42 @@ def test_flash_attention_is_refused(llava):
     with pytest.raises(VDPError, match="reads gaps in the positions as packed sequences"):
         with placed("near", kinds)(model):
             pass
+
+
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_the_tokens_of_a_wrapped_model_are_placed_as_the_bare_one_s(llava, how):
+    model, inputs, kinds = llava
+    with placed("near", kinds)(model):
+        expected, (ids, _) = run(model, inputs).logits, generated(model, inputs)
+    held, called = wrapped(model, how)
+    plain = run(called, inputs).logits  # compiled before there is a placement
+    with Placement("near", context=(7, 47))(held):
+        assert difference(run(called, inputs).logits, expected) <= 1e-6
+        assert torch.equal(generated(called, inputs)[0], ids)
+    assert torch.equal(run(called, inputs).logits, plain)
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_padding_is_known_where_a_cache_of_fixed_length_has_masks_prepared(name):
+    model, images = build(name)
+    inputs, kinds, _ = batched(two(name, images), "left")
+    with placed("near", kinds)(model):
+        expected, logits = generated(model, inputs)
+        ids, static = generated(model, inputs, cache_implementation="static",
+                                disable_compile=True)
+    assert torch.equal(ids, expected) and difference(logits, static) <= 1e-5
+
+
+@pytest.mark.parametrize("kind", ["gap", "squeezed"])
+def test_a_cache_with_moved_ends_does_not_go_on_outside_its_block(llava, kind):
+    model, inputs, kinds = llava
+    said = extended("llava", inputs, torch.tensor([[7, 30, 12]]))
+    del said["pixel_values"]
+    with placed(kind, kinds)(model):
+        cache = run(model, inputs, use_cache=True).past_key_values
+        ids, logits = generated(model, said, past_key_values=copy.deepcopy(cache))
+    with pytest.raises(VDPError, match="go on inside it"):
+        generated(model, said, past_key_values=cache)
+    more = extended("llava", inputs, torch.cat([said["input_ids"][:, -3:], ids[:, :-1]], 1))
+    full = reference(model, "llava", kind, inputs, more["input_ids"][:, kinds.shape[1]:])
+    assert difference(logits, full[:, -4:]) <= 1e-5

@@ -1,22 +1,24 @@
 """Pruned runs against an unpruned model whose attention masks hide the dropped tokens."""
 
+import copy
 import itertools
 import math
 
 import pytest
 import torch
 import transformers as t
-from architectures import BUILDERS, HEADS, IMAGE, KV_HEADS, LAYERS, WIDTH, build, prompt
+from architectures import BUILDERS, HEADS, IMAGE, KV_HEADS, LAYERS, TEXT, WIDTH, build, prompt
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_recording import (batched, cache_of, difference, eager_maps, left_as_it_was, run, two,
-                            unfit)
+from test_recording import (WRAPPERS, batched, cache_of, checkpointed, difference, eager_maps,
+                            left_as_it_was, run, two, unfit, wrapped)
 
 from vdp_utils.attention.kept import Kept, droppable, staying
+from vdp_utils.attention.positions import Placement
 from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.attention.strategies import Evidence
-from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention.tokens import Kind, token_kinds
 from vdp_utils.attention.modes import MODES
 from vdp_utils.errors import VDPError
 
@@ -63,7 +65,7 @@ def extended(name, inputs, ids):
     for key in ("attention_mask", "mm_token_type_ids", "token_type_ids"):
         if key in inputs:
             of = int(key == "attention_mask" or key == "token_type_ids" and name == "paligemma")
-            inputs[key] = torch.cat([inputs[key], inputs[key].new_full((1, more), of)], 1)
+            inputs[key] = torch.cat([inputs[key], inputs[key].new_full((len(ids), more), of)], 1)
     return inputs | dict(input_ids=torch.cat([inputs["input_ids"], ids], 1))
 
 
@@ -519,6 +521,10 @@ def test_the_processor_tells_context_from_question(tiny):
         run(tiny.model, inputs)
     left = tiny.tokenizer.decode(inputs["input_ids"][0, pruner.kept.index[0]])
     assert "Is there a dog?" in left and left.endswith("<|im_start|>assistant\n")
+    assert "Nobody minded at all." not in left
+    with ContextPruner(0.5, processor=tiny.processor, question="turn")(tiny.model) as pruner:
+        run(tiny.model, inputs)
+    assert pruner.kept.index.shape == inputs["input_ids"].shape
 
 
 # ---- the model is as before
@@ -571,6 +577,7 @@ BAD = [(dict(rate=rate), "give a share of the context in") for rate in (
     (dict(heads="some"), "unknown heads 'some'"),
     (dict(query_set="window"), "unknown query_set 'window'"),
     (dict(positions="some"), "unknown positions 'some'"),
+    (dict(question="some"), "unknown question 'some': choose one of found, turn, line"),
     (dict(positions="compact"), "positions='compact' needs mode='compress'"),
     (dict(kinds=None), "say which tokens are context"),
     (dict(strategy="oracle"), "needs evidence="),
@@ -780,6 +787,27 @@ def test_image_tokens_with_deep_features_are_dropped_exactly_too(mode, strategy)
     check_visual("qwen3_vl", strategy, mode)
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_tokens_of_a_video_are_visual(name, mode):
+    """Never context, whatever the span; and what fastv_visual drops."""
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    inputs["pixel_values_videos"] = inputs.pop("pixel_values")
+    inputs["video_grid_thw"] = inputs.pop("image_grid_thw")
+    model.config.video_token_id = model.model.config.video_token_id = VIDEO = 89
+    video = kinds == Kind.IMAGE
+    inputs["input_ids"] = inputs["input_ids"].masked_fill(video, VIDEO)
+    inputs["mm_token_type_ids"] = 2 * video.int()
+    with ContextPruner(0.9, mode=mode, layer=LAYER, context=(1, -8))(model) as pruner:
+        run(model, inputs)
+    at = video[0].nonzero()[:, 0]
+    assert bool(torch.isin(at, pruner.kept.index[0]).all())
+    with ContextPruner(0.5, "fastv_visual", mode, LAYER, context=(7, -8))(model) as pruner:
+        run(model, inputs)
+    assert int(torch.isin(at, pruner.kept.index[0]).sum()) == len(at) // 2
+
+
 # ---- random spans, rates, ties and paddings
 
 
@@ -877,6 +905,19 @@ def test_a_recorder_of_kinds_around_a_pruner_is_refused(llava, mode):
     assert untouched(model)
 
 
+def test_kinds_of_a_prompt_do_not_fit_its_pruned_cache(llava):
+    model, inputs, kinds = llava
+    with halved(kinds, "evict")(model), record(model, mass="last", kinds=kinds) as found:
+        generated(model, inputs)
+        assert found[0].mass.sum(-1).numpy() == pytest.approx(1, abs=1e-5)
+        with record(model, mass="last", kinds=kinds, decoding=True):
+            with pytest.raises(VDPError, match="kinds describe 55 tokens"):
+                generated(model, inputs)
+        with record(model, ("last",), decoding=True) as found:
+            generated(model, inputs)
+        assert found[0].accumulated["last"].shape[-1] == kinds.shape[1] - 20 + 3
+
+
 def test_a_forward_that_was_set_before_is_set_again(llava):
     model, inputs, kinds = llava
     decoder = decoder_of(model)
@@ -889,3 +930,199 @@ def test_a_forward_that_was_set_before_is_set_again(llava):
         assert decoder.forward is wrapped
     finally:
         del decoder.forward
+
+
+# ---- wrapped, compiled and checkpointed models
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_a_wrapped_model_is_pruned_as_the_bare_one(how, mode):
+    model, images = build("llava")
+    inputs, _ = prompt("llava", images)
+    pruner = ContextPruner(0.5, mode=mode, layer=LAYER, context=(7, 47))
+    with pruner(model):
+        expected, kept = run(model, inputs).logits, pruner.kept.index
+        ids, _ = generated(model, inputs)
+    held, called = wrapped(model, how)
+    plain = run(called, inputs).logits  # compiled before there is a pruner
+    with pruner(held):
+        assert difference(run(called, inputs).logits, expected) <= 1e-6
+        assert torch.equal(pruner.kept.index, kept)
+        assert torch.equal(generated(called, inputs)[0], ids)
+    assert torch.equal(run(called, inputs).logits, plain)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_a_padded_batch_of_a_wrapped_model_is_pruned_as_the_bare_one_s(name, mode):
+    model, images = build(name)
+    inputs, kinds, _ = batched(two(name, images), "left")
+    with halved(kinds, mode)(model) as pruner:
+        expected, index = generated(model, inputs)[0], pruner.kept.index
+    held, called = wrapped(model, "peft")
+    with halved(kinds, mode)(held) as pruner:
+        assert torch.equal(generated(called, inputs)[0], expected)
+        assert torch.equal(pruner.kept.index, index)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
+def test_padding_is_known_from_prepared_masks_too(name, mode):
+    """Who calls the model's inner part hands the language model masks, one for each sort."""
+    model, images = build(name)
+    inputs, kinds, _ = batched(two(name, images), "left")
+    with halved(kinds, mode)(model) as pruner:
+        run(model, inputs)
+        expected = pruner.kept
+        run(model.model, inputs)
+    assert torch.equal(pruner.kept.real, expected.real)
+    assert torch.equal(pruner.kept.index[expected.real], expected.index[expected.real])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_is_refused(llava, mode, reentrant):
+    model, inputs, kinds = llava
+    checkpointed(model, reentrant)
+    with halved(kinds, mode)(model):
+        model.train()
+        with pytest.raises(VDPError, match="gradient_checkpointing_disable"):
+            model(**inputs)
+        model.gradient_checkpointing_disable()
+        model(**inputs).logits.sum().backward()
+    assert left_as_it_was(model) and "forward" not in vars(decoder_of(model))
+
+
+# ---- conversations, and what generate may read at once
+
+
+def conversation(name, inputs, *turns):
+    """A prompt and what was said after it, (B, n) each, without images: as `generate` takes it."""
+    said = extended(name, inputs, torch.cat(turns, 1))
+    return {key: x for key, x in said.items() if key in (
+        "input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")}
+
+
+class Fed:
+    """Counts the tokens that a model's decoder is given, pass by pass."""
+
+    def __init__(self, model):
+        self.counts = []
+        decoder_of(model).register_forward_pre_hook(self.count, with_kwargs=True)
+
+    def count(self, decoder, args, kwargs):
+        ids = kwargs.get("input_ids")
+        self.counts.append((kwargs["inputs_embeds"] if ids is None else ids).shape[1])
+
+
+MORE = torch.tensor([[7, 30, 12, 44, 9, 21]])
+
+
+@pytest.mark.parametrize("mode, positions", [*((mode, "kept") for mode in MODES),
+                                             ("compress", "compact")])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "qwen3_vl", "gemma3", "paligemma"])
+def test_a_second_turn_goes_on_behind_a_pruned_first_one(name, mode, positions):
+    model, images = build(name)
+    inputs, kinds = prompt(name, images)
+    with halved(kinds, mode, positions=positions)(model) as pruner:
+        first = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False,
+                               return_dict_in_generate=True)
+        answer, cache, fed = first.sequences[:, -4:], first.past_key_values, Fed(model)
+        said = conversation(name, inputs, answer, MORE)
+        ids, logits = generated(model, said, past_key_values=cache)
+    kept = pruner.kept.index[0].tolist()
+    told = torch.cat([answer, MORE, ids[:, :-1]], 1)
+    if positions == "compact":
+        short = extended(name, shortened(inputs, kept), told)
+        full = run(model, short, use_cache=False).logits
+    else:
+        dropped = [i for i in range(kinds.shape[1]) if i not in kept]
+        with hidden(model, dropped, kinds.shape[1], DECIDES[mode]):
+            full = run(model, extended(name, inputs, told), use_cache=False).logits
+    assert difference(logits, full[:, -ids.shape[1]:]) <= 1e-5
+    assert fed.counts[:4] == [7, 1, 1, 1]
+
+
+@pytest.mark.parametrize("positions", ["kept", "compact"])
+@pytest.mark.parametrize("name", ["llava", "paligemma"])
+def test_second_turns_of_a_padded_batch_equal_each_alone(name, positions):
+    """The second prompt's second turn is shorter, with padding before it."""
+    model, images = build(name)
+    prompts = two(name, images)
+    inputs, kinds, _ = batched(prompts, "left")
+    turns = [MORE, MORE[:, 3:]]
+
+    def talk(inputs, kinds, more, mask):
+        with halved(kinds, "compress", positions=positions)(model):
+            first = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False,
+                                   return_dict_in_generate=True)
+            said = conversation(name, inputs, first.sequences[:, -4:], more)
+            said["attention_mask"][:, -more.shape[1]:] = mask
+            return generated(model, said, past_key_values=first.past_key_values)
+
+    mask = torch.tensor([[1] * 6, [0] * 3 + [1] * 3])
+    ids, logits = talk(inputs, kinds, torch.cat([MORE, MORE * mask[1:]]), mask)
+    for row, ((one, row_kinds), more) in enumerate(zip(prompts, turns)):
+        alone, expected = talk(one, row_kinds, more, torch.ones_like(more))
+        assert difference(logits[row], expected[0]) <= 1e-5
+        assert torch.equal(ids[row], alone[0])
+
+
+@pytest.mark.parametrize("how", ["embeddings", "new", "peft"])
+def test_a_second_turn_may_be_told_in_other_ways(llava, how):
+    model, inputs, kinds = llava
+    held, called = wrapped(model, "peft") if how == "peft" else (model, model)
+    answer = torch.tensor([[11, 22, 33, 44]])
+    said = conversation("llava", inputs, answer, MORE)
+    with halved(kinds)(held):
+        cache = steps(model, inputs, answer[:, :-1])[2]
+        expected, _ = generated(model, said, past_key_values=cache)
+    with halved(kinds)(held):
+        cache, fed = steps(model, inputs, answer[:, :-1])[2], Fed(model)
+        if how == "new":
+            said["input_ids"] = said["input_ids"][:, -7:]
+        if how == "embeddings":
+            said["inputs_embeds"] = model.get_input_embeddings()(said["input_ids"]).detach()
+        ids, _ = generated(called, said, past_key_values=cache)
+    assert fed.counts[0] == 7 and torch.equal(ids, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_pruned_cache_does_not_go_on_outside_its_block(llava, mode):
+    model, inputs, kinds = llava
+    said = conversation("llava", inputs, MORE)
+    with halved(kinds, mode)(model) as pruner:
+        caches = [run(model, inputs, use_cache=True).past_key_values for _ in range(2)]
+        caches.append(copy.deepcopy(caches[1]))
+        with pytest.raises(VDPError, match="the input ends before what the cache has read"):
+            generated(model, dict(input_ids=MORE), past_key_values=caches[1])
+    for cache in caches:
+        with pytest.raises(VDPError, match="go on inside it"):
+            generated(model, said, past_key_values=cache)
+        with pytest.raises(VDPError, match="go on inside it"):
+            run(model, dict(input_ids=MORE), past_key_values=cache)
+    with halved(kinds, mode, rate=0)(model):
+        cache = run(model, inputs, use_cache=True).past_key_values
+    assert generated(model, said, past_key_values=cache)[0].shape == (1, 4)
+    assert pruner.kept.length == kinds.shape[1]
+
+
+@pytest.mark.parametrize("around", ["pruner", "span", "placement", "recorder"])
+@pytest.mark.parametrize("asked, message", [
+    (dict(prompt_lookup_num_tokens=3), "leave out assistant_model= and prompt_lookup_num_tokens="),
+    (dict(assistant_model=None), "leave out assistant_model= and prompt_lookup_num_tokens="),
+    (dict(prefill_chunk_size=50), "leave out prefill_chunk_size=")])
+def test_what_does_not_read_the_prompt_whole_and_alone_is_refused(around, asked, message):
+    model = t.LlamaForCausalLM(t.LlamaConfig(**TEXT)).eval()
+    ids = torch.randint(3, 80, (1, 55), generator=torch.Generator().manual_seed(0))
+    kinds = token_kinds(ids, context=(7, -8))
+    if "assistant_model" in asked:
+        asked = dict(assistant_model=copy.deepcopy(model))
+    made = dict(pruner=lambda: halved(kinds), span=lambda: halved(None, context=(-48, -8)),
+                placement=lambda: Placement("near", kinds=kinds))
+    with (record(model, ("all",)) if around == "recorder" else made[around]()(model)):
+        with pytest.raises(VDPError, match=message):
+            model.generate(ids, max_new_tokens=4, do_sample=False, **asked)
+        model.generate(ids, max_new_tokens=4, do_sample=False)
+    model.generate(ids, max_new_tokens=4, do_sample=False, **asked)

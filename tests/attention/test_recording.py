@@ -1,5 +1,7 @@
 """Recorded attention against eager attention maps, and what recording leaves behind."""
 
+import warnings
+
 import pytest
 import torch
 import transformers as t
@@ -470,3 +472,128 @@ def test_decoding_is_recorded_with_the_kinds_of_the_prompt(llava):
     for one in recording.values():
         assert one.accumulated["all"].shape[-1] == length and one.mass.shape[2] == 1
         assert one.mass.sum(-1).numpy() == pytest.approx(1, abs=1e-5)
+
+
+# ---- caches that hold more, or less, than was read
+
+
+def windowed(window):
+    """A Gemma 3 whose sliding windows are as short as this."""
+    model, images = build("gemma3")
+    decoder_of(model).config.sliding_window = window
+    for layer in decoder_of(model).layers:
+        if layer.self_attn.is_sliding:
+            layer.self_attn.sliding_window = window
+    return model, images
+
+
+@pytest.mark.parametrize("decoding", [False, True])
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl", "internvl", "gemma3", "paligemma"])
+def test_a_cache_of_fixed_length_is_recorded_as_one_that_grows(name, decoding):
+    model, images = windowed(20) if name == "gemma3" else build(name)
+    inputs, kinds = prompt(name, images)
+    plain, both = model.generate(**inputs, max_new_tokens=4, do_sample=False), []
+    for cache in ({}, dict(cache_implementation="static", disable_compile=True)):
+        with record(model, accumulated=SETS[:3] if not decoding else ("all", "last"), mass="last",
+                    kinds=kinds, key_norms=True, decoding=decoding) as found:
+            ids = model.generate(**inputs, max_new_tokens=4, do_sample=False, **cache)
+        assert torch.equal(ids, plain)
+        both.append(found)
+    for i, one in both[0].items():
+        for query_set, sums in one.accumulated.items():
+            assert difference(sums, both[1][i].accumulated[query_set]) <= 1e-5
+        assert difference(one.mass, both[1][i].mass) <= 1e-5
+        assert difference(one.key_norms.nan_to_num(-1), both[1][i].key_norms.nan_to_num(-1)) <= 1e-5
+
+
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("size", [1, 8, 15, 48])
+@pytest.mark.parametrize("window", [6, 16, 64])
+def test_behind_a_prefix_a_sliding_window_is_recorded_as_in_one_pass(window, size, static):
+    model, images = windowed(window)
+    inputs, kinds = prompt("gemma3", images)
+    maps, length = eager_maps(model, inputs), kinds.shape[1]
+    words = ("input_ids", "attention_mask", "token_type_ids")
+    prefix = {key: x[:, :length - size] if key in words else x for key, x in inputs.items()}
+    cache = (t.StaticCache(decoder_of(model).config, max_cache_len=80) if static
+             else t.DynamicCache(config=decoder_of(model).config))
+    run(model, prefix, past_key_values=cache)
+    with record(model, accumulated=("all", "last", "question"), mass="last", kinds=kinds,
+                key_norms=True, decoding=True) as found:
+        run(model, dict(input_ids=inputs["input_ids"][:, -size:]), past_key_values=cache)
+    for one, attention in zip(found.values(), maps):
+        asking = torch.arange(length) >= length - size
+        for name in ("all", "last", "question"):
+            rows = [i for i in rows_of(kinds[0], name) if asking[i]]
+            assert difference(one.accumulated[name], attention[:, :, rows].sum(2)) <= 1e-5
+        wanted = torch.stack([attention[:, :, -1:][..., kinds[0] == k].sum(-1) for k in Kind], -1)
+        assert difference(one.mass, wanted) <= 1e-5
+        assert one.key_norms.shape[-1] == length
+
+
+# ---- wrapped, compiled and checkpointed models
+
+
+def wrapped(model, how):
+    """A model inside others: what a user holds, and what the user calls."""
+    if how == "peft":
+        peft = pytest.importorskip("peft")
+        return (peft.get_peft_model(model, peft.LoraConfig(
+            target_modules=["q_proj"], task_type="CAUSAL_LM")),) * 2  # it calls no hook by itself
+    if how == "parallel":
+        return nn.DataParallel(model), model
+    if how == "module":
+        return (torch.compile(model, backend="eager"),) * 2
+    if how == "method":
+        model.compile(backend="eager")
+    elif how == "forward":
+        model.forward = torch.compile(model.forward, backend="eager")
+    elif how == "decoder":
+        model.model.language_model = torch.compile(model.model.language_model, backend="eager")
+    elif how == "layers":
+        for layer in decoder_of(model).layers:
+            layer.compile(backend="eager")
+    return model, model
+
+
+WRAPPERS = ["peft", "parallel", "module", "method", "forward", "decoder", "layers"]
+
+
+@pytest.mark.parametrize("how", WRAPPERS)
+def test_a_wrapped_model_is_recorded_as_the_bare_one(llava, how):
+    model, inputs, kinds = llava
+    with record(model, accumulated=SETS, mass="question", kinds=kinds) as expected:
+        run(model, inputs)
+    held, called = wrapped(model, how)
+    run(called, inputs)  # compiled before there is a recorder
+    with record(held, accumulated=SETS, mass="question", kinds=kinds) as found:
+        run(called, inputs)
+        with pytest.raises(VDPError, match="output_attentions=True returns nothing"):
+            run(called, inputs, output_attentions=True)
+        with pytest.raises(VDPError, match="output_attentions=True returns nothing"):
+            called.generate(**inputs, output_attentions=True, max_new_tokens=1)
+    for i, one in expected.items():
+        assert torch.equal(one.mass, found[i].mass)
+        assert all(torch.equal(x, found[i].accumulated[k]) for k, x in one.accumulated.items())
+    before, after = found[0], run(called, inputs)
+    assert found[0] is before and after.logits.shape[1] == kinds.shape[1]
+
+
+def checkpointed(model, reentrant):
+    with warnings.catch_warnings():  # has another name in later versions
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable(dict(use_reentrant=reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_is_refused(llava, reentrant):
+    model, inputs, kinds = llava
+    checkpointed(model, reentrant)
+    with record(model, accumulated=["last"]):
+        model.train()
+        with pytest.raises(VDPError, match="gradient_checkpointing_disable"):
+            model(**inputs)
+        model.eval()
+        model(**inputs)
+    model.train()
+    assert left_as_it_was(model)

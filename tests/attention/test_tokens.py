@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdp_utils.attention.tokens import Kind, frame, image_token_id, pieces, token_kinds
+from vdp_utils.attention.tokens import (Kind, frame, image_token_id, pieces, question_start,
+                                        token_kinds, visual_token_ids)
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.load import CHAT_TEMPLATE
 
@@ -92,13 +93,56 @@ def test_a_single_line_is_all_question(tokenizer):
     assert said(tokenizer, ids, kinds, Kind.QUESTION) == tight("Is there a fox?")
 
 
-def test_earlier_turns_are_context(tokenizer):
+def test_after_earlier_turns_the_whole_last_one_is_the_question(tokenizer):
     ids = prompt(tokenizer, turn("user", "Is there a fox?"), turn("assistant", "Yes"),
-                 turn("user", "There is a bird.\nIs there a fox?"))
+                 turn("user", "Look.\nWhich bird?\nA. duck\n\nB. owl"))
     kinds = token_kinds(ids, tokenizer)
-    assert said(tokenizer, ids, kinds, Kind.CONTEXT) == tight(
-        "Is there a fox? Yes There is a bird.")
-    assert said(tokenizer, ids, kinds, Kind.QUESTION) == tight("Is there a fox?")
+    assert said(tokenizer, ids, kinds, Kind.CONTEXT) == tight("Is there a fox? Yes")
+    assert said(tokenizer, ids, kinds, Kind.QUESTION) == tight("Look. Which bird? A. duck B. owl")
+    for rule, question in (("line", "B.owl"), ("turn", "Look.Whichbird?A.duckB.owl")):
+        found = token_kinds(ids, tokenizer, question=rule)
+        assert said(tokenizer, ids, found, Kind.QUESTION) == question
+    with pytest.raises(VDPError, match="unknown question 'all': choose one of found, turn, line"):
+        token_kinds(ids, tokenizer, question="all")
+
+
+LONG = "It rains in the town, and nobody came by. " * 30
+CHOICES = "A. a dog\nB. a cat\nC. an owl\n"
+
+
+@pytest.mark.parametrize("question", [
+    "Is there a dog?", "Is there a dog?\nAnswer the question using a single word or phrase.",
+    "Is there a dog?\nPlease answer yes or no.\n", "Is there a dog?\nOne word is enough.",
+    "Which one is it?\n" + CHOICES + "Answer with the option's letter from the given choices.",
+    "It is\n" + CHOICES + "Please choose.", "Which one is it?\n(A) a dog\n(B) a cat",
+    "Ist da ein Hund?\nMit einem Wort.", "有狗吗？\n用一个词。", "Question: Is it day?\nAnswer:",
+    "Say what you see."])
+@pytest.mark.parametrize(
+    "end", ["\n", "\r\n", "\r", "\x85", "\u2028", "\n\n", "\r\n\r\n", "\n \u200b\n"])
+def test_how_to_answer_and_what_to_choose_from_belong_to_the_question(tokenizer, end, question):
+    """Whatever ends the lines, and whatever blanks come last."""
+    for context in ("A cat sat.", "Is there a cat?\nNo. Nobody came.", LONG):
+        asked = question.replace("\n", end[:2] if end[:2] == "\r\n" else end[0])
+        if "?" in context and "?" not in question:
+            continue  # an earlier line might be what it asks
+        for last in ("", "\r\n\r\n", "\u00a0\n\u3000", "\u200b\n"):
+            ids = prompt(tokenizer, turn("user", context + end + asked + last, image=True))
+            kinds = token_kinds(ids, tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+            text = said(tokenizer, ids, kinds, Kind.QUESTION).replace("\u200b", "")
+            assert text == tight(question)
+            text = said(tokenizer, ids, kinds, Kind.CONTEXT).replace("\u200b", "")
+            assert text == tight(context)
+
+
+def test_a_short_last_paragraph_is_the_question_a_long_one_is_not():
+    assert question_start("A cat.\n\nLook closely.\nIs there a dog?") == 8
+    assert question_start("\n\nLook closely.\nIs there a dog?") == 16
+    text = f"A cat.\n\n{LONG}\nIs there a dog?"
+    assert text[question_start(text):] == "Is there a dog?"
+    assert question_start(f"Why?\n{LONG}\nSo be it.") == len(LONG) + 6  # too far before
+    listed = "".join(f"{n}. It rains.\n" for n in range(10_000))
+    assert len(listed) - question_start(listed + "99. Name them.") < 1_000  # and soon found
+    assert question_start(" \n\t") == question_start("") == 0
 
 
 def test_blank_lines_after_the_question_do_not_hide_it(tokenizer):
@@ -120,10 +164,8 @@ def test_another_template_is_read_as_well(make_tokenizer):
     ids = prompt(tokenizer, turn("user", "Is there a fox?"), turn("assistant", "Yes"),
                  turn("user", TEXT))
     kinds = token_kinds(ids, tokenizer)
-    context, _, question = TEXT.rpartition("\n")
-    assert said(tokenizer, ids, kinds, Kind.QUESTION) == tight(question)
-    assert said(tokenizer, ids, kinds, Kind.CONTEXT) == tight(
-        "Is there a fox? Yes" + context)
+    assert said(tokenizer, ids, kinds, Kind.QUESTION) == tight(TEXT)
+    assert said(tokenizer, ids, kinds, Kind.CONTEXT) == tight("Is there a fox? Yes")
     assert said(tokenizer, ids, kinds, Kind.TEMPLATE).count("USER:") == 2
 
 
@@ -166,7 +208,7 @@ def test_question_template_and_image_are_never_taken_for_context(tiny, data):
     before = prompt(tiny.tokenizer, turn("user", "", image=True), chat_template=CHAT_TEMPLATE)
     ids = prompt(tiny.tokenizer, turn("user", "\n".join(lines), image=True),
                  chat_template=CHAT_TEMPLATE)
-    kinds = token_kinds(ids, tiny.processor, tiny.image_token_id)[0].tolist()
+    kinds = token_kinds(ids, tiny.processor, tiny.image_token_id, question="line")[0].tolist()
     closing = len(tiny.tokenizer("<|im_end|>\n<|im_start|>assistant\n",
                                  add_special_tokens=False)["input_ids"])
     opening = before.shape[1] - closing - 1
@@ -229,33 +271,57 @@ def test_the_image_token_has_either_name():
     assert image_token_id(SimpleNamespace(image_token_id=5)) == 5
     assert image_token_id(SimpleNamespace(image_token_index=6)) == 6
     assert image_token_id(SimpleNamespace()) is None
+    assert visual_token_ids(SimpleNamespace(image_token_id=5, video_token_id=7)) == (5, 7)
+    assert visual_token_ids(SimpleNamespace(image_token_index=6, video_token_index=6)) == (6,)
+    assert visual_token_ids(SimpleNamespace(video_token_id=None)) == ()
+
+
+def test_tokens_of_videos_are_visual_too(tokenizer):
+    ids = prompt(tokenizer, turn("user", TEXT, image=True))
+    image, word = tokenizer.convert_tokens_to_ids("<image>"), int(ids[0, -12])
+    expected = token_kinds(ids, tokenizer, image)
+    assert torch.equal(token_kinds(ids, tokenizer, (image,)), expected)
+    kinds = token_kinds(ids, tokenizer, (image, word))
+    visual = (ids == image) | (ids == word)
+    assert bool((kinds[visual] == Kind.IMAGE).all())
+    assert torch.equal(kinds[~visual], expected[~visual])
+    spanned = token_kinds(ids, context=(2, -8), image_id=(image, word))
+    assert bool((spanned[visual] == Kind.IMAGE).all())
 
 
 def test_pieces_have_the_spaces_of_the_text(make_tokenizer):
     tokenizer = make_tokenizer()
     ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     assert "".join(pieces(tokenizer, ids)) == TEXT
-    for spelled in ({"▁a": " a", "<0x0A>": "\n", "<0xC2>": "", "<0xA0>": "\xa0", "é": "é"},
-                    {"a": "a", "čĊ": "\r\n", "Âł": "\xa0", "âĢ": "", "¨": "\u2028", "Ġb": " b"}):
-        vocabulary = SimpleNamespace(convert_ids_to_tokens=lambda ids, found=spelled: list(found))
-        assert pieces(vocabulary, range(5)) == list(spelled.values())
+    for text in ("Ein Füchslein\u00a0schläft…\r\n\t有狗吗？ 🦊", "\u2028Ġ▁Ċ<0x41>"):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        texts = pieces(tokenizer, [*ids, tokenizer.eos_token_id, *ids[-1:]])
+        assert "".join(texts[:len(ids)]) == text
+        assert texts[len(ids)] == tokenizer.eos_token
 
 
-@pytest.mark.parametrize("end", ["\r\n\r\n", "\n\xa0\n", "\u2028", "\r", "\n\u3000",
-                                 "\x0b \x85"])
-def test_whatever_ends_a_line_or_is_blank_is_taken_as_such(tokenizer, end):
-    """Word processors, other systems and other scripts end lines in their own ways."""
-    first = "A bird sat."
-    between = end if end.strip("\xa0\u3000 ") else "\n"
-    for text in (f"{first}\nIs there a fox?{end}", f"{first}{between}Is there a fox?"):
-        ids = prompt(tokenizer, turn("user", text))
-        kinds = token_kinds(ids, tokenizer)
-        assert said(tokenizer, ids, kinds, Kind.QUESTION) == "Isthereafox?"
-        assert said(tokenizer, ids, kinds, Kind.CONTEXT) == tight(first)
+def test_pieces_of_a_vocabulary_that_marks_blanks_and_falls_back_on_bytes(spaced):
+    words = ["▁a", "<0x0A>", "<0xC3>", "<0xA4>", "Ġb", "c", "<0xE2>", "d"]
+    spaced.add_tokens(words)
+    ids = spaced.convert_tokens_to_ids(words)
+    assert pieces(spaced, ids) == [" a", "\n", "", "ä", "Ġb", "c", "", "\ufffdd"]
+    assert pieces(spaced, [len(spaced) + 9]) == [""]  # a row of the embeddings without a token
 
 
 def test_a_letter_of_several_tokens_is_of_one_kind(tokenizer):
-    ids = prompt(tokenizer, turn("user", "Ein Fuchs läuft: 狐\nÜber wen? 狐"))
-    kinds, texts = token_kinds(ids, tokenizer)[0], pieces(tokenizer, ids[0])
-    first, = [n for n, text in enumerate(texts) if "狐" in text and kinds[n] == Kind.CONTEXT]
-    assert texts[first - 1] == "" and kinds[first - 1] == Kind.CONTEXT
+    ids = prompt(tokenizer, turn("user", "Füchse 🦊🦊.\nSind da Füchse 🦊?"))
+    kinds = token_kinds(ids, tokenizer)
+    texts = pieces(tokenizer, ids[0])
+    assert "" in texts
+    between = kinds[0, kinds[0].argmax() - 1:]  # argmax: the first token of the question
+    assert said(tokenizer, ids, kinds, Kind.CONTEXT) == "Füchse🦊🦊."
+    assert said(tokenizer, ids, kinds, Kind.QUESTION) == "SinddaFüchse🦊?"
+    assert (between.diff() != 0).sum() == 2  # context, question, template: nothing in between
+
+
+def test_a_processor_without_a_chat_template_is_refused(make_tokenizer):
+    bare = make_tokenizer()
+    for template in (None, "{{ raise_exception('roles must alternate') }}", "{% if %}"):
+        bare.chat_template = template
+        with pytest.raises(VDPError, match="no chat template that takes turns .*set its chat_temp"):
+            token_kinds(torch.zeros(1, 3, dtype=torch.long), bare)

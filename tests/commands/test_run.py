@@ -174,12 +174,13 @@ def test_values_are_read_as_papermill_reads_them(tmp_path, given, text, value):
     assert found == {"N": value} and type(found["N"]) is type(value)
 
 
-def test_folders_are_those_of_the_caller_and_stay_text(tmp_path, given, monkeypatch):
-    notebook = write_notebook(tmp_path / "notebooks/a.ipynb")
+def test_paths_are_those_of_the_caller_and_stay_text(tmp_path, given, monkeypatch):
+    notebook = write_notebook(tmp_path / "notebooks/a.ipynb", BENCHMARK="")
     monkeypatch.chdir(tmp_path)
     assert given(notebook, RESULTS="build/x") == {"RESULTS": f"{tmp_path}/build/x"}
     assert given(notebook, RESULTS="2026") == {"RESULTS": f"{tmp_path}/2026"}
     assert given(notebook, RESULTS="") == {"RESULTS": ""}
+    assert given(notebook, BENCHMARK="m/b.json") == {"BENCHMARK": f"{tmp_path}/m/b.json"}
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/config.json").touch()
     assert given(notebook, MODEL="mine") == {"MODEL": f"{tmp_path}/mine"}

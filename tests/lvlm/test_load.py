@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -106,17 +107,6 @@ def test_an_incomplete_model_folder_is_refused(tiny, tmp_path, monkeypatch, miss
         load_lvlm(str(folder))
 
 
-def test_a_model_without_all_its_weights_is_refused(folder):
-    """A projector that was not stored would be drawn at random, another one at each load."""
-    path = Path(folder) / "model.safetensors"
-    weights = load_file(path)
-    kept = {key: value for key, value in weights.items() if "projector" not in key}
-    save_file(kept, path, metadata={"format": "pt"})
-    with pytest.raises(VDPError, match=f"cannot be loaded: {len(weights) - len(kept)} of its "
-                                       "weights are in none of its files.*projector"):
-        load_lvlm(folder)
-
-
 def test_a_model_without_image_tokens_is_refused(tmp_path):
     config = LlamaConfig(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
                          num_attention_heads=1)
@@ -128,13 +118,6 @@ def test_a_model_without_image_tokens_is_refused(tmp_path):
 def test_a_size_that_was_not_trained_is_refused_with_what_to_do(source):
     with pytest.raises(VDPError, match="'m' has no weights.*vdp train --size M"):
         load_lvlm("embedded-m")
-
-
-def test_a_cache_that_cannot_be_written_is_named(source, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("VDP_CACHE", str(tmp_path / "file"))
-    with pytest.raises(VDPError, match="cannot be written to .*file .*set VDP_CACHE to a folder"):
-        embedded_folder(source)
 
 
 def test_weights_that_do_not_match_their_manifest_are_refused(source, tmp_path):
@@ -202,6 +185,49 @@ def test_a_model_spread_over_what_there_is_gives_equal_logits(tiny, folder, monk
         torch.testing.assert_close(logits(loaded), logits(tiny))
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+@pytest.mark.parametrize("name, content, reason", [
+    ("model.safetensors", LFS, "is a Git LFS pointer, so run `git lfs pull`"),
+    ("tokenizer.json", LFS, "is a Git LFS pointer"), ("config.json", LFS, "is a Git LFS pointer"),
+    ("model.safetensors", b"", "is empty, so get it again"),
+    ("model.safetensors", 300, "is broken, so get it again"),
+    ("model.safetensors", b"\0" * 400, "is broken"),
+    ("config.json", 60, "is broken"), ("tokenizer.json", 60, "is broken"),
+    ("processor_config.json", 60, "is broken"), ("tokenizer.json", b"{}", "")])
+def test_a_file_of_a_model_that_cannot_be_read_is_named(tiny, tmp_path, name, content, reason):
+    folder = tmp_path / "half"
+    tiny.model.save_pretrained(folder)
+    tiny.processor.save_pretrained(folder)
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:content] if isinstance(content, int) else content)
+    with pytest.raises(VDPError, match=f"half' cannot be loaded .*{reason}") as found:
+        load_lvlm(folder)
+    assert name in str(found.value) or content == b"{}"
+    if name == "tokenizer.json":
+        with pytest.raises(VDPError, match="the tokenizer of .*half' cannot be loaded"):
+            loading.load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("part, count", [("multi_modal_projector", 4), ("language_model", 21)])
+def test_a_checkpoint_without_all_its_weights_is_refused(tiny, folder, part, count):
+    path = Path(folder) / "model.safetensors"
+    whole = load_file(path)
+    rest = {key: value for key, value in whole.items() if part not in key}
+    save_file(rest, path, {"format": "pt"})
+    with pytest.raises(VDPError, match=rf"{folder}' lacks {count} of its weights \(.*{part}.*rand"):
+        load_lvlm(folder)
+
+
+@pytest.mark.parametrize("template", [None, "{{ messages[0]['content'] + '!' }}"])
+def test_a_model_without_a_chat_template_is_refused(folder, template):
+    path = Path(folder) / "chat_template.jinja"
+    path.write_text(template) if template else path.unlink()
+    with pytest.raises(VDPError, match=f"model '{folder}'.*no chat template .*set its chat_templ"):
+        load_lvlm(folder)
+
+
 @pytest.mark.parametrize("attention, used", [(None, "sdpa"), ("eager", "eager")])
 def test_attention_is_the_one_asked_for(folder, attention, used):
     model = load_lvlm(folder, attention=attention).model
@@ -209,7 +235,7 @@ def test_attention_is_the_one_asked_for(folder, attention, used):
 
 
 def test_an_unknown_attention_is_refused_with_those_there_are(folder):
-    with pytest.raises(VDPError, match='cannot be loaded: .*"fast". is not supported.*sdpa'):
+    with pytest.raises(VDPError, match='cannot be loaded .*"fast". is not supported.*sdpa'):
         load_lvlm(folder, attention="fast")
 
 
@@ -219,7 +245,8 @@ def test_quantised_weights_are_asked_for_and_are_another_revision(tiny, folder, 
     monkeypatch.setattr(importlib.util, "find_spec",
                         lambda name, *rest: name == "bitsandbytes" or real(name, *rest))
     monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained",
-                        lambda _, **options: given.append(options) or copy.deepcopy(tiny.model))
+                        lambda _, **options: given.append(options) or (
+                            copy.deepcopy(tiny.model), dict(missing_keys=set())))
     revisions = {load_lvlm(folder, dtype="float16", bits=bits).revision for bits in (None, 8, 4)}
     assert len(revisions) == 3 and sum(one.endswith(("-8bit", "-4bit")) for one in revisions) == 2
     none, eight, four = given
@@ -316,7 +343,8 @@ def test_several_processes_may_join_at_the_same_time(tiny, source, tmp_path, mon
     torch.testing.assert_close(dict(loaded), joined(tiny, source))
 
 
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError("disk full"), SafetensorError("disk full"),
+                                   KeyboardInterrupt("disk full")])
 @pytest.mark.parametrize("step", ["model", "processor", "rename"])
 def test_a_failure_midway_leaves_no_folder(tiny, source, tmp_path, monkeypatch, step, error):
     def fail(*args, **options):
@@ -326,11 +354,35 @@ def test_a_failure_midway_leaves_no_folder(tiny, source, tmp_path, monkeypatch, 
         target, name = {"model": (type(tiny.model), "save_pretrained"), "rename": (Path, "rename"),
                         "processor": (type(tiny.processor), "save_pretrained")}[step]
         patch.setattr(target, name, fail)
-        says = VDPError if isinstance(error, OSError) else type(error)
-        with pytest.raises(says, match="disk full.*set VDP_CACHE|^$"):
+        refused = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else VDPError
+        with pytest.raises(refused, match="disk full"):
             embedded_folder(source)
     assert list((tmp_path / "cache").iterdir()) == []
     assert load_lvlm(str(embedded_folder(source)))  # nothing stands in the next one's way
+
+
+def test_a_cache_that_cannot_be_written_is_refused_with_what_to_do(source, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(loading, "build_embedded", lambda layers: pytest.fail("built in vain"))
+    for cache in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/cache")):
+        monkeypatch.setenv("VDP_CACHE", str(cache))
+        with pytest.raises(VDPError, match=f"together in {cache} .*: set VDP_CACHE to a folder"):
+            load_lvlm("embedded-s")
+    monkeypatch.delenv("VDP_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "file"))
+    with pytest.raises(VDPError, match=f"in {tmp_path}/file/.cache/vdp_utils .*: set VDP_CACHE"):
+        load_lvlm("embedded-s")
+    monkeypatch.setattr(Path, "expanduser", lambda path: Path.home() / 1)  # a user without a name
+    monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    with pytest.raises(VDPError, match=r"in ~/.cache/vdp_utils \(no home\): set VDP_CACHE"):
+        load_lvlm("embedded-s")
+
+
+def test_a_joined_folder_that_lost_a_file_is_to_be_removed(source):
+    folder = embedded_folder(source)
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(VDPError, match=f"'embedded-s' cannot .*: remove {folder}, which is then"):
+        load_lvlm("embedded-s")
 
 
 # ---- the committed embedded models

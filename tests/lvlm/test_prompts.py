@@ -9,13 +9,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import (AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers,
+                        trainers)
 from tokenizers.processors import TemplateProcessing
+from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention.tokens import Kind, pieces
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.load import PATCH
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import CONTEXT_KINDS, Question
+from vdp_utils.sources.mmdu import MARK
 from vdp_utils.sources.samples import (PICTURES, ask_presence, one_pair, one_question,
                                        presence_samples)
 
@@ -321,6 +326,106 @@ def test_options_follow_the_template_and_stops_are_known(tiny):
     tight = with_template(tiny, tiny.processor.chat_template.replace("assistant\n", "assistant:"))
     assert tight.tokenizer.decode(prompts.option_ids(tight, "Yes")) == " Yes"
     assert prompts.stop_ids(tiny) == {tiny.tokenizer.eos_token_id}
+
+
+@pytest.fixture(scope="module")
+def spaced(tiny):
+    """`tiny` with a tokenizer as Llama 2's: its normalizer begins every text with a blank."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split("▁", "merged_with_next"), pre_tokenizers.Split("\n", "isolated")])
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    said = dialogues.context_blocks("other_images", scenes.compose("train", 0), {}, 0)
+    tokenizer.train_from_iterator(
+        [next(said) for _ in range(40)] + 9 * [" ASSISTANT: Yes", "USER: No", "Yes", "[/INST]"],
+        trainers.BpeTrainer(vocab_size=900, special_tokens=special, show_progress=False))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        additional_special_tokens=["<image>"])
+    model = copy.deepcopy(tiny.model)
+    model.config.image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    processor = LlavaProcessor(
+        tiny.processor.image_processor, tokenizer, patch_size=PATCH,
+        vision_feature_select_strategy="default", num_additional_image_tokens=1)
+    return replace(tiny, name="spaced", model=model, processor=processor)
+
+
+TURNS = ("{{% for one in messages %}}{{% if one['role'] == 'user' %}}{{{{ {0} }}}}{{% for part in "
+         "one['content'] %}}{{{{ '<image>\n' if part['type'] == 'image' else part['text'] }}}}"
+         "{{% endfor %}}{{% else %}}{{{{ {1} + one['content'][0]['text'] + {2} }}}}{{% endif %}}"
+         "{{% endfor %}}{{% if add_generation_prompt %}}{{{{ {3} }}}}{{% endif %}}")
+
+
+@pytest.mark.parametrize("user, assistant, end, generation, answered", [
+    ("'USER: '", "' ASSISTANT: '", "'</s>'", "' ASSISTANT:'", " ASSISTANT: {}"),
+    ("'USER: '", "' ASSISTANT: '", "'</s>'", "' ASSISTANT: '", " ASSISTANT: {}"),
+    ("'[INST]'", "'[/INST]'", "'</s>'", "'[/INST]'", "[/INST]{}"),
+    ("'USER: '", "'\nASSISTANT:\n'", "'</s>'", "'\nASSISTANT:'", "\nASSISTANT:\n{}"),
+    ("'<s>USER: '", "raise_exception('no')", "''", "' ASSISTANT:'", " ASSISTANT: {}")])
+def test_a_prompt_and_its_answer_read_as_one_text(spaced, samples, user, assistant, end,
+                                                  generation, answered):
+    """No blank is put before the context, the question, the template's end or the answer."""
+    lvlm = with_template(spaced, TURNS.format(user, assistant, end, generation))
+    question, tokenizer = samples[0].questions[0], lvlm.tokenizer
+    start, asked = (prompts.shared_prefix(lvlm, samples[0], "other_images", 70),
+                    prompts.asking(lvlm, question))
+    for option in ("Yes", "No", "top left"):
+        ids = [*asked.input_ids, *prompts.option_ids(lvlm, option)]
+        said = dialogues.LEAD_AT_START + question.text + answered.format(option)
+        assert "".join(pieces(tokenizer, [*start.input_ids, *ids])).endswith("\n" + said)
+        whole = tokenizer("User:\n" + said, add_special_tokens=False).input_ids
+        assert whole[-len(ids):] == ids or generation.endswith(" '")  # its blank stands alone
+    blocks = dialogues.context_blocks("other_images", samples[0].picture, samples[0].asked, 0)
+    two = next(blocks) + next(blocks)
+    assert "".join(pieces(tokenizer, prompts.words(lvlm, two).input_ids)) == two
+
+
+@pytest.mark.parametrize("mark", ["<image>", "<|im_end|>", "<vid>"])
+def test_marks_of_the_model_s_own_in_a_text_are_refused(tiny, samples, mark):
+    """What would be read as an image, or as the end of a turn; special to the tokenizer or not."""
+    lvlm = copy.deepcopy(with_template(tiny, tiny.processor.chat_template).processor)
+    lvlm.tokenizer.add_tokens([AddedToken("<my_video>", special=False), AddedToken("<b>")])
+    lvlm = replace(tiny, processor=lvlm)
+    mark = mark.replace("<vid>", "<my_video>")
+    text, picture = f"Is it {mark} here?", samples[0]
+    for call in (lambda: prompts.words(lvlm, text), lambda: prompts.option_ids(lvlm, text),
+                 lambda: prompts.asking(lvlm, Question("free", text, "", (), ())),
+                 lambda: prompts.chat(lvlm.processor, [MARK + text]),
+                 lambda: prompts.chat(lvlm.processor, ["Why?", text, "Why?"])):
+        with pytest.raises(VDPError, match=re.escape(f"Is it {mark} here?' is a mark of")):
+            call()
+    assert prompts.unmarked(lvlm.tokenizer, text) == "Is it  here?"
+    for harmless in ("a <b> c", "< image >", f"{lvlm.tokenizer.unk_token}?"):
+        assert len(prompts.words(lvlm, harmless))
+        assert prompts.unmarked(lvlm.tokenizer, harmless) == harmless
+    with pytest.raises(VDPError, match="is a mark"):
+        told = prompts.dialogues.context_blocks
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dialogues, "context_blocks", lambda *args, **more: (
+                block + text for block in told(*args, **more)))
+            prompts.context(lvlm.tokenizer, "other_images", picture, 20)
+
+
+def test_a_question_that_does_not_fit_beside_its_context_is_refused(tiny, samples):
+    sample, words = samples[0], "word " * 300
+    long = replace(sample.questions[0], text=words)
+    asked = replace(sample, questions=(sample.questions[1], long))
+    start, end = len(prompts.opening(tiny, sample.image())), len(prompts.asking(tiny, long))
+    room = 9_000 - start - end - prompts.ANSWER_ROOM
+    assert len(prompts.shared_prefix(tiny, asked, "same_image", room)) == start + room
+    with pytest.raises(VDPError, match=f"{room + 1} does not fit 'tiny'.* leave 0 to {room} "):
+        prompts.shared_prefix(tiny, asked, "same_image", room + 1)
+    options = replace(long, options=("Yes", words + words))
+    with pytest.raises(VDPError, match="does not fit 'tiny'"):
+        prompts.shared_prefix(tiny, replace(sample, questions=(options,)), "same_image", room)
+    options = replace(long, text=30 * words)
+    with pytest.raises(VDPError, match=f"an image of {start} tokens with its question and answer "
+                                       "of .* not fit the 9000 positions of 'tiny'.*shorter"):
+        prompts.shared_prefix(tiny, replace(sample, questions=(options,)), "same_image", 0)
 
 
 def test_words_and_free_questions(tiny):

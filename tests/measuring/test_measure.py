@@ -117,7 +117,10 @@ def test_a_model_with_a_sliding_window_scores_the_same_both_ways(tiny, positions
     shared = measure_sample(sliding, positions[0], one)
     alone = measure_sample(sliding, positions[0], one, share=False)
     torch.testing.assert_close(scores(shared), scores(alone), atol=1e-4, rtol=0)
-    assert [row["greedy"] for row in shared] == [row["greedy"] for row in alone]
+    for one, other in zip(shared, alone):
+        assert one["greedy"] == other["greedy"]
+        for column in ("attention", "head_image"):
+            np.testing.assert_allclose(one[column], other[column], atol=1e-3)
 
 
 def test_the_shared_prefix_is_read_once_and_its_cache_is_not_copied(lvlm, positions, fed,
@@ -369,6 +372,8 @@ def test_answer_takes_a_pil_image_a_path_or_no_image(lvlm, photo):
         said = answer(lvlm, image, asked, max_new_tokens=5)
     assert said and said == answer(lvlm, str(photo), asked, max_new_tokens=5)
     assert said == answer(lvlm, photo, asked, max_new_tokens=5)
+    with Image.open(photo) as image:
+        assert said == answer(lvlm, np.asarray(image), asked, max_new_tokens=5)
     assert isinstance(answer(lvlm, None, asked, max_new_tokens=5), str)
 
 
@@ -392,30 +397,6 @@ def test_answer_sees_image_context_and_question(lvlm, photo, monkeypatch):
     assert set(seen["prefix"].kinds) == {Kind.TEMPLATE} and seen["prefix"].images == {}
 
 
-@pytest.mark.parametrize("asked", [dict(question="What is <image> for?"),
-                                   dict(question="Is it?", context="User: <image>\nSee?")])
-def test_answer_refuses_an_image_sign_in_a_text(lvlm, photo, asked):
-    for image in (photo, None):
-        with pytest.raises(VDPError, match="the text '.*<image>.*' holds <image>, which 'tiny'"):
-            answer(lvlm, image, **asked)
-
-
-def test_answer_takes_an_array_and_names_what_is_no_image(lvlm, photo):
-    with Image.open(photo) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    assert answer(lvlm, pixels, "Is it?", max_new_tokens=4) == answer(
-        lvlm, photo, "Is it?", max_new_tokens=4)
-    with pytest.raises(VDPError, match="cannot be read"):
-        answer(lvlm, [photo], "Is it?")
-
-
-def test_answer_refuses_a_question_longer_than_the_positions(lvlm, photo):
-    question = "Is there a cat? " * lvlm.max_positions
-    with pytest.raises(VDPError, match=f"does not fit 'tiny', which has {lvlm.max_positions} "
-                                       "positions: its question, of"):
-        answer(lvlm, photo, question)
-
-
 def test_answer_refuses_images_that_are_missing_or_broken(lvlm, photo, tmp_path, fed):
     with pytest.raises(VDPError, match="nowhere.png does not exist"):
         answer(lvlm, str(tmp_path / "nowhere.png"), "What?")
@@ -424,8 +405,24 @@ def test_answer_refuses_images_that_are_missing_or_broken(lvlm, photo, tmp_path,
     for name in ("text.png", "cut.png"):
         with pytest.raises(VDPError, match=f"{name}.* cannot be read"):
             answer(lvlm, tmp_path / name, "What?")
-    with pytest.raises(VDPError, match="does not fit"):
-        answer(lvlm, photo, "What?", context="word " * 9_000)
+    for several in ([photo, photo], [Image.open(photo)], np.zeros((4, 4, 3))):
+        with pytest.raises(VDPError, match=f"image {type(several).__name__} cannot be read .*one"):
+            answer(lvlm, several, "What?")
+    assert fed == []
+
+
+def test_answer_refuses_what_does_not_fit_and_marks_in_its_texts(lvlm, photo, fed):
+    long = "word " * 9_000
+    with pytest.raises(VDPError, match="context length .* does not fit 'tiny'"):
+        answer(lvlm, photo, "What?", long)
+    for image in (photo, None):
+        with pytest.raises(VDPError, match="does not fit the 9000 positions of 'tiny'.*shorter q"):
+            answer(lvlm, image, long)
+    with pytest.raises(VDPError, match="does not fit the 9000 positions"):
+        answer(lvlm, photo, "What?", max_new_tokens=9_000)
+    for texts in (("Is <image> a dog?",), ("What?", "A <image> b")):
+        with pytest.raises(VDPError, match="'<image>' in the text .* is a mark of the model's own"):
+            answer(lvlm, photo, *texts)
     assert fed == []
 
 

@@ -208,7 +208,7 @@ def test_what_cannot_be_asked_is_refused(lvlm, options, message):
 def test_a_reply_brings_no_image_with_it(lvlm, dialogue, monkeypatch):
     one = dialogue_condition(lvlm, "same_image", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(multi_turn, "respond", lambda *_: ([], f"{MARK} or so"))
+        patch.setattr(multi_turn, "respond", lambda *_: ([], f"{MARK} or <image> or so"))
         assert dialogue_rows(lvlm, dialogue, one)[-1]["image_tokens"] == 200
     says = [torch.eye(len(lvlm.tokenizer))[token]
             for token in (lvlm.image_token_id, lvlm.tokenizer.eos_token_id)]

@@ -8,7 +8,7 @@ from pathlib import Path
 import albums
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from vdp_utils.errors import VDPError
 from vdp_utils.sources import dialogues, photographs, scenes, words
@@ -93,6 +93,66 @@ def test_missing_and_broken_images_are_named(tmp_path):
             open_image(path)
     with pytest.raises(VDPError, match="cannot be read"):
         open_image(tmp_path)
+
+
+def pixel(path, image, **options):
+    """The colour of an image's first pixel after it was stored."""
+    image.save(path, **options)
+    return open_image(path).getpixel((0, 0))
+
+
+def test_what_is_transparent_lies_on_white(tmp_path):
+    """The colour hidden under it is often black, and no viewer shows it."""
+    png = tmp_path / "x.png"
+    for mode, hidden, seen in (("RGBA", (9, 0, 0, 0), 255), ("LA", (9, 0), 255),
+                               ("RGBA", (55, 55, 55, 128), 155), ("LA", (55, 255), 55)):
+        found = pixel(png, Image.new(mode, (4, 3), hidden))
+        assert np.abs(np.subtract(found, seen)).max() <= 1, (mode, hidden)
+    grey, colour = Image.new("L", (4, 3), 7), Image.new("RGB", (4, 3), (7, 8, 9))
+    assert pixel(png, grey, transparency=7) == (255,) * 3 != pixel(png, grey)
+    assert pixel(png, colour, transparency=(7, 8, 9)) == (255,) * 3
+    palette = grey.convert("RGB").quantize(2)
+    assert pixel(tmp_path / "x.gif", palette, transparency=palette.getpixel((0, 0))) == (255,) * 3
+    assert open_image(Image.new("RGBA", (4, 3))).getpixel((0, 0)) == (255,) * 3
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_16_bits_of_grey_span_black_to_white(tmp_path, kind):
+    deep = np.array([[0, 300, 20_000, 65_535]], np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"x.{kind}")
+    for image in (tmp_path / f"x.{kind}", deep):
+        assert np.asarray(open_image(image))[0, :, 1].tolist() == [0, 1, 78, 255]
+    for wrong in (deep.astype(np.int32), deep / np.float32(9)):
+        Image.fromarray(wrong).save(tmp_path / "x.tiff")
+        with pytest.raises(VDPError, match="x.tiff .*whose white is not known: store 8 or 16 bits"):
+            open_image(tmp_path / "x.tiff")
+
+
+def test_colours_are_those_of_their_profile(tmp_path):
+    def profile(name):
+        return ImageCms.ImageCmsProfile(ImageCms.createProfile(name)).tobytes()
+
+    jpg, tiff, colour = tmp_path / "x.jpg", tmp_path / "x.tiff", Image.new("RGB", (8, 8), "#c84010")
+    plain = pixel(jpg, colour)
+    assert pixel(jpg, colour, icc_profile=profile("sRGB")) == plain
+    lab = ImageCms.profileToProfile(
+        colour, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB")
+    found = pixel(tiff, lab, icc_profile=profile("LAB"))
+    assert np.abs(np.subtract(found, colour.getpixel((0, 0)))).max() <= 3
+    swapped = bytearray(profile("sRGB").replace(b"sRGB", b"BGRs"))
+    red, blue = swapped.index(b"rXYZ"), swapped.index(b"bXYZ")  # of the table of tags
+    swapped[red:red + 4], swapped[blue:blue + 4] = b"bXYZ", b"rXYZ"
+    swapped = bytes(swapped.replace("sRGB".encode("utf-16-be"), "BGRs".encode("utf-16-be")))
+    found = pixel(jpg, colour, icc_profile=swapped)
+    assert found[2] > found[0] and plain[0] > plain[2]
+    for broken in (b"no profile", profile("LAB")):
+        assert pixel(jpg, colour, icc_profile=broken) == plain
+
+
+def test_a_broken_exif_tag_is_ignored(tmp_path):
+    image = Image.new("RGB", (8, 6), (1, 2, 3))
+    for exif in (b"Exif\0\0no tags", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
+        assert pixel(tmp_path / "x.png", image, exif=exif) == (1, 2, 3)
 
 
 def test_exif_rotation_is_applied(tmp_path):

@@ -11,7 +11,7 @@ from vdp_utils.attention.positions import PLACEMENTS, Placement
 from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.strategies import STRATEGIES
-from vdp_utils.attention.tokens import Kind, token_kinds
+from vdp_utils.attention.tokens import Kind, token_kinds, visual_token_ids
 
 __all__ = ["ContextPruner", "Kind", "MODES", "PLACEMENTS", "Placement", "STRATEGIES", "record",
-           "token_kinds"]
+           "token_kinds", "visual_token_ids"]

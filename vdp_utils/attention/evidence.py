@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 
 from vdp_utils.attention.kept import Kept, chosen, staying
-from vdp_utils.attention.recording import SETS, record, take
+from vdp_utils.attention.recording import SETS, record, take, visible
 from vdp_utils.attention.strategies import Evidence, Strategy
-from vdp_utils.attention.tokens import Kind, image_token_id, pieces, token_kinds
+from vdp_utils.attention.tokens import Kind, pieces, token_kinds, visual_token_ids
 from vdp_utils.errors import VDPError
 
 ALONE = dict(past_key_values=None, use_cache=False)  # a pass that leaves no trace
@@ -83,11 +83,12 @@ def named(function, args: tuple, kwargs: dict) -> dict:
     return kwargs | dict(zip(inspect.signature(function).parameters, args)) if args else kwargs
 
 
-def known_tokens(model, arrived: dict, kwargs: dict, kinds=None, processor=None, span=None):
+def known_tokens(model, arrived: dict, kwargs: dict, kinds=None, processor=None, context=None,
+                 question="found"):
     """What is known of a prompt's tokens: ids or None, kinds and whether real, (B, L) each.
 
-    `arrived` are the model's arguments, `kwargs` the decoder's, inputs_embeds among them; `kinds`,
-    `processor` and `span` are as `ContextPruner` takes them. VDPError where kinds cannot be told.
+    `arrived` are the model's arguments, `kwargs` the decoder's, inputs_embeds among them; the rest
+    is as `ContextPruner` takes it. VDPError where kinds cannot be told.
     """
     ids, mask, embeds = arrived.get("input_ids"), arrived.get("attention_mask"), kwargs.get(
         "inputs_embeds")
@@ -97,13 +98,18 @@ def known_tokens(model, arrived: dict, kwargs: dict, kinds=None, processor=None,
     if kinds is not None:
         kinds = fitted("kinds", kinds, embeds).long()
     elif ids is not None and ids.shape[1] == embeds.shape[1]:
-        kinds = token_kinds(ids, None if span else processor, image_token_id(model.config), span)
+        kinds = token_kinds(ids, None if context else processor, visual_token_ids(model.config),
+                            context, question)
     else:
         raise VDPError(f"{type(model).__name__} hands its language model {embeds.shape[1]} "
                        "embeddings whose tokens are not known: give kinds= (1, L), one for each")
     real = torch.ones(embeds.shape[:2], dtype=torch.bool, device=embeds.device)
-    if isinstance(mask, torch.Tensor) and mask.dim() == 2:
-        real = mask.to(embeds.device).bool()
+    if isinstance(mask, dict):  # prepared, a mask for each sort of layer
+        mask = next((one for one in mask.values() if one is not None), None)
+    if isinstance(mask, torch.Tensor) and mask.dim() == 4:  # a token that is real sees itself
+        mask = visible(mask)[:, 0].diagonal(dim1=1, dim2=2)
+    if isinstance(mask, torch.Tensor):
+        real = mask.to(embeds.device).bool().expand_as(real)
     return ids, kinds, real
 
 

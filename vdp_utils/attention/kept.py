@@ -1,10 +1,11 @@
 """The budget, which tokens stay, and how a model goes on with what is left of its tensors."""
 
+import itertools
 import math
 from dataclasses import dataclass
 
 import torch
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 from vdp_utils.attention.recording import take
 from vdp_utils.attention.strategies import Evidence, Strategy
@@ -140,6 +141,24 @@ class Kept:
                 layer.cumulative_length = layer.keys.shape[2]
 
 
+class Bound(DynamicCache):
+    """A cache that goes on only inside its blocks, which know the positions of what comes next."""
+
+    numbers, open = itertools.count(), set()  # of blocks
+
+    @classmethod
+    def bind(cls, cache, block: int) -> None:
+        """From now on a cache, and its copies, go on inside a block only."""
+        if type(cache) in (DynamicCache, cls):
+            cache.__class__, cache.blocks = cls, {*getattr(cache, "blocks", ()), block}
+
+    def update(self, *args, **kwargs):
+        if not self.blocks <= self.open:
+            raise VDPError("this cache was filled inside a ContextPruner's or a Placement's block, "
+                           "which alone knows the positions of what comes next: go on inside it")
+        return super().update(*args, **kwargs)
+
+
 @dataclass(frozen=True)
 class Continuation:
     """A prompt's cache, and how the model goes on after it."""
@@ -149,8 +168,20 @@ class Continuation:
     kept: Kept
     compact: bool
 
-    def continued(self, kwargs: dict) -> dict:
-        """The arguments of a step after the cache: its mask and its next positions."""
+    def unread(self, wanted: int | None) -> int | None:
+        """How many tokens of a conversation, told up to now, are new, where `generate` reckons
+        `wanted` by the cache's length."""
+        if wanted is None or self.kept.next_position is None:
+            return wanted
+        wanted -= self.kept.length - self.kept.index.shape[1]
+        if wanted <= 0:
+            raise VDPError("the input ends before what the cache has read: give the conversation "
+                           "from its first token on, or new tokens with a mask of all of it")
+        return wanted
+
+    def continued(self, kwargs: dict, told: torch.Tensor | None = None) -> dict:
+        """The arguments of a step after the cache: its mask and its next positions. `told` is the
+        padding mask that the model was called with, where these arguments have it prepared."""
         if self.kept.next_position is None:  # nothing was dropped
             return kwargs
         inputs = kwargs.get("input_ids")
@@ -165,9 +196,13 @@ class Continuation:
                                "or prune without a cache")
         kwargs, mask = dict(kwargs), kwargs.get("attention_mask")
         prepared = isinstance(mask, dict) or mask is not None and mask.dim() == 4
+        known, after = self.kept.mask2d(done + count), done + count
+        told = told if prepared else mask
+        if isinstance(told, torch.Tensor) and told.dim() == 2 and told.shape[1] >= after:
+            known[:, -after:] = told[:, -after:]  # later turns of a batch are padded too
         if not prepared and not (mask is None and bool(self.kept.real.all())):
-            kwargs["attention_mask"] = self.kept.mask2d(done + count)
+            kwargs["attention_mask"] = known
         if kwargs.get("position_ids") is None or self.compact:
-            start = self.kept.next_position + done
-            kwargs["position_ids"] = start[:, None] + torch.arange(count, device=start.device)
+            steps = known[:, -after:].cumsum(1)[:, -count:] - 1
+            kwargs["position_ids"] = self.kept.next_position[:, None] + steps
         return kwargs

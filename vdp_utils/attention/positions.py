@@ -7,15 +7,15 @@ add one, write one function with `@placement`, from `Places` to how far each tok
 """
 
 import contextlib
-import itertools
 import weakref
 from dataclasses import dataclass
 
 import torch
 
 from vdp_utils.attention.evidence import known_tokens, named
-from vdp_utils.attention.recording import decoder_of
-from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention.kept import Bound
+from vdp_utils.attention.recording import bare, decoder_of, held
+from vdp_utils.attention.tokens import QUESTIONS, Kind
 from vdp_utils.errors import VDPError
 
 
@@ -37,7 +37,6 @@ class Places:
 PLACEMENTS: dict[str, callable] = {}
 TO_A_LENGTH, IMAGES = ("squeezed", "gap"), ("all", "last")
 _PLACED: weakref.WeakSet = weakref.WeakSet()  # decoders whose tokens are being placed
-_BLOCKS = itertools.count()
 
 
 def placement(function):
@@ -94,19 +93,22 @@ class Placement:
         kind: a name in `PLACEMENTS`: "plain", "near", "squeezed" or "gap".
         length: positions that "squeezed" leaves to the context, or that "gap" adds.
         images: which ones "near" moves: "all" or "last".
-        processor: tells context from question by its chat template; or
+        processor: tells context from question by its chat template, and `question` by which rule
+            (`tokens.token_kinds`): "found", "turn" or "line"; or
         context: a span (start, stop); or kinds: (B, L) of `Kind`, directly.
 
     What comes behind a prompt goes on from its highest position. A prompt's own position_ids are
     taken for the model's; behind it others than the model's are refused. A prefix read inside the
-    block may be continued (its question may come later), a cache filled elsewhere not: its
+    block may be continued there (its question may come later), a cache filled elsewhere not: its
     positions are fixed. Goes with `record` and `ContextPruner`, which score and keep tokens at
     these places. The model is as before on exit.
     """
 
     def __init__(self, kind: str, length: int | None = None, images: str = "all", processor=None,
-                 context: tuple[int, int] | None = None, kinds: torch.Tensor | None = None):
-        for name, value, known in (("placement", kind, PLACEMENTS), ("images", images, IMAGES)):
+                 context: tuple[int, int] | None = None, kinds: torch.Tensor | None = None,
+                 question: str = "found"):
+        for name, value, known in (("placement", kind, PLACEMENTS), ("images", images, IMAGES),
+                                   ("question", question, QUESTIONS)):
             if value not in known:
                 raise VDPError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
         if (kind in TO_A_LENGTH) != (length is not None) or length is not None and length < 1:
@@ -116,7 +118,7 @@ class Placement:
             raise VDPError("say which tokens are context: give processor=, context=(start, stop) "
                            "or kinds=")
         self.kind, self.length, self.images = kind, length, images
-        self.told = dict(processor=processor, span=context, kinds=kinds)
+        self.told = dict(kinds=kinds, processor=processor, context=context, question=question)
         self.model = None
 
     def __call__(self, model):
@@ -125,19 +127,21 @@ class Placement:
 
     @contextlib.contextmanager
     def _around(self, model):
+        model = bare(model)
         check_positions(model)
         decoder = decoder_of(model)
         if self.model is not None or decoder in _PLACED:
             raise VDPError("placements do not nest: leave the other Placement's block first")
-        self.model, self._arrived, self._reached, self._block = model, {}, None, next(_BLOCKS)
+        self.model, self._arrived, self._reached, self._block = model, {}, None, next(Bound.numbers)
         with contextlib.ExitStack() as hooks:
             _PLACED.add(decoder)
             hooks.callback(_PLACED.discard, decoder)
             hooks.callback(setattr, self, "model", None)
+            Bound.open.add(self._block)
+            hooks.callback(Bound.open.discard, self._block)
             if self.kind != "plain":
                 # first of all hooks: a ContextPruner's sets positions that are placed already
-                hooks.enter_context(model.register_forward_pre_hook(
-                    self._arrive, with_kwargs=True, prepend=True))
+                hooks.enter_context(held(model, self._arrive, prepend=True))
                 hooks.enter_context(decoder.register_forward_pre_hook(
                     self._place, with_kwargs=True))
                 hooks.enter_context(decoder.register_forward_hook(self._leave))
@@ -190,7 +194,9 @@ class Placement:
         """The decoder has read a prompt: note on its cache, for copies too, where it ends."""
         cache = getattr(output, "past_key_values", None)
         if self._reached is not None and cache is not None:
-            cache.vdp_placed = self._block, cache.get_seq_length(), *self._reached
+            cache.vdp_placed = self._block, int(cache.get_seq_length()), *self._reached
+            if not torch.equal(*self._reached):
+                Bound.bind(cache, self._block)
         self._reached = None
 
     def _behind(self, cache, count: int) -> list[torch.Tensor]:
@@ -199,7 +205,7 @@ class Placement:
         if block != self._block:
             raise VDPError("the cache handed in was filled outside this block: its positions are "
                            "fixed. Read the prompt inside the block, from its first token on")
-        done = cache.get_seq_length() - length
+        done = int(cache.get_seq_length()) - length  # of a fixed cache it is a tensor that grows
         return [(start + done)[:, None] + torch.arange(count, device=start.device)
                 for start in starts]
 

@@ -5,16 +5,18 @@ three `modes`; image, question and template tokens always stay (Zhou et al., arX
 """
 
 import contextlib
+import functools
 
 import torch
 
 from vdp_utils.attention.evidence import Prompt, known_tokens, likelihoods, named
-from vdp_utils.attention.kept import Continuation, Kept, droppable, kept_count
+from vdp_utils.attention.kept import Bound, Continuation, Kept, droppable, kept_count
 from vdp_utils.attention.law import rate_of
 from vdp_utils.attention.modes import MODES, check_architecture, prunable_cache
-from vdp_utils.attention.recording import decoder_of, record, refuse_output_attentions
+from vdp_utils.attention.recording import (bare, decoder_of, held, record, refuse_unrecordable,
+                                           replaced)
 from vdp_utils.attention.strategies import QUERY_SETS, REDUCTIONS, Evidence, find_strategy
-from vdp_utils.attention.tokens import Kind
+from vdp_utils.attention.tokens import QUESTIONS, Kind
 from vdp_utils.errors import VDPError
 
 
@@ -38,10 +40,14 @@ class ContextPruner:
         layer: decoder layer whose attention scores, from 0; None: a sixth of the depth.
         heads: "max" or "mean" over heads. query_set: "all", "question" or "last".
         positions: "kept" or, for `compress`, "compact".
-        processor: tells context from question by its chat template; or
+        processor: tells context from question by its chat template, and `question` by which rule
+            (`tokens.token_kinds`): "found", "turn" or "line"; or
         context: a span (start, stop); or kinds: (B, L) of `Kind`, directly.
         evidence: (B, L) for the strategy `oracle`, bool or how well each token bears on the
             question. seed: for the random strategies.
+
+    What comes behind a prompt is never pruned, and needs this block: inside it a conversation goes
+    on with `generate(all of it, past_key_values=...)`, or with its new tokens.
 
     `pruner.kept` is the last prompt's `Kept`, and `pruner.log_probs` its rows' likelihoods where
     the strategy asks for them. The model is as before on exit.
@@ -51,11 +57,12 @@ class ContextPruner:
                  layer: int | None = None, heads: str = "max", query_set: str = "all",
                  positions: str = "kept", processor=None, context: tuple[int, int] | None = None,
                  kinds: torch.Tensor | None = None, evidence: torch.Tensor | None = None,
-                 window: int = 16, seed: int = 0):
+                 window: int = 16, seed: int = 0, question: str = "found"):
         if rate != "auto":
             kept_count(1, rate)
         for name, value, known in (("mode", mode, MODES), ("heads", heads, REDUCTIONS),
                                    ("query_set", query_set, QUERY_SETS),
+                                   ("question", question, QUESTIONS),
                                    ("positions", positions, ("kept", "compact"))):
             if value not in [*known]:
                 raise VDPError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
@@ -75,8 +82,8 @@ class ContextPruner:
         if "pieces" in self.strategy.needs and processor is None:
             raise VDPError(f"strategy {strategy!r} reads the words: give processor=")
         self.options = dict(heads=heads, query_set=query_set, window=window, seed=seed)
-        self.compact, self.processor, self.span = positions == "compact", processor, context
-        self.kinds, self.evidence = kinds, evidence
+        self.compact, self.processor, self.evidence = positions == "compact", processor, evidence
+        self.told = dict(kinds=kinds, processor=processor, context=context, question=question)
         self.kept: Kept | None = None
         self.log_probs: list[tuple] = []
         self.model = None
@@ -87,7 +94,7 @@ class ContextPruner:
 
     @contextlib.contextmanager
     def _around(self, model):
-        decoder = decoder_of(model)
+        model, decoder = bare(model), decoder_of(model)
         at = default_layer(len(decoder.layers)) if self.layer is None else self.layer
         record(model, layers=[at])  # can its attention be instrumented at all?
         if self.model is not None:
@@ -100,28 +107,43 @@ class ContextPruner:
             rate_of(model, 1)
         self.model, self.at, self._forward = model, at, decoder.forward
         self._arrived, self._after = {}, None  # a call of the model; how it goes on after it
-        before = vars(decoder).get("forward")  # where a device map has set one
-        decoder.forward = self._decode
-        hook = model.register_forward_pre_hook(self._arrive, with_kwargs=True)
+        self._block = next(Bound.numbers)
         try:
-            yield self
+            with held(model, self._arrive), replaced(decoder, "forward", self._decode), \
+                    self._conversing(model):
+                Bound.open.add(self._block)
+                yield self
         finally:
-            hook.remove()
-            del decoder.forward
-            if before is not None:
-                decoder.forward = before
+            Bound.open.discard(self._block)
             self.model, self._arrived, self._after = None, {}, None
+
+    def _conversing(self, model):
+        """Context manager: `generate` feeds what is new behind a pruned prompt, where it reckons
+        by the length of the shortened cache."""
+        plain = getattr(model, "prepare_inputs_for_generation", None)
+        if plain is None:
+            return contextlib.nullcontext()
+
+        @functools.wraps(plain)
+        def prepare(*args, next_sequence_length=None, past_key_values=None, **kwargs):
+            if kwargs.get("is_first_iteration") and self._after is not None and (
+                    past_key_values is self._after.cache):
+                next_sequence_length = self._after.unread(next_sequence_length)
+            return plain(*args, next_sequence_length=next_sequence_length,
+                         past_key_values=past_key_values, **kwargs)
+
+        return replaced(model, "prepare_inputs_for_generation", prepare)
 
     def _arrive(self, model, args, kwargs):
         """The model is called: with a prompt, or with a step after one."""
         kwargs = named(model.forward, args, kwargs)
-        refuse_output_attentions(model, (), kwargs)
+        refuse_unrecordable(model, (), kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             if self._after is None or cache is not self._after.cache:
                 raise VDPError("the cache handed in already holds tokens: prune a whole prompt, "
                                "from its first token on")
-            return (), self._after.continued(kwargs)
+            kwargs = self._after.continued(kwargs)
         self._arrived = kwargs
         return (), kwargs
 
@@ -130,13 +152,17 @@ class ContextPruner:
         kwargs = named(self._forward, args, kwargs)
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            return self._forward(**self._after.continued(kwargs) if self._after else kwargs)
+            told, self._arrived = self._arrived.get("attention_mask"), {}
+            return self._forward(**self._after.continued(kwargs, told) if self._after else kwargs)
         prompt = self._prompt(kwargs)
         if any(prompt.lost):
             cache = prunable_cache(self.model, self.mode, prompt)
             prompt.read(self.processor, self.evidence)
             self.log_probs = likelihoods(prompt, self.model, self._forward)
             output, self.kept = MODES[self.mode](self.model, self._forward, self.at, prompt)
+            if cache is not None:
+                cache.vdp_shortened = True
+                Bound.bind(cache, self._block)
         else:
             every = torch.arange(prompt.real.shape[1], device=prompt.real.device)
             self.kept = Kept(every.expand_as(prompt.real), prompt.real, len(every))
@@ -148,8 +174,7 @@ class ContextPruner:
     def _prompt(self, kwargs: dict) -> Prompt:
         """What the decoder is called with, and what may go of it."""
         arrived, self._arrived = self._arrived, {}
-        ids, kinds, real = known_tokens(self.model, arrived, kwargs, self.kinds, self.processor,
-                                        self.span)
+        ids, kinds, real = known_tokens(self.model, arrived, kwargs, **self.told)
         if kwargs.get("inputs_embeds") is None:
             kwargs["inputs_embeds"] = decoder_of(self.model).get_input_embeddings()(
                 kwargs.pop("input_ids"))

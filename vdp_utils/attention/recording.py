@@ -7,13 +7,16 @@ count, the attention output is taken from the same blocks of queries as the sums
 computed once.
 """
 
+import contextlib
 import weakref
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, wraps
 
 import torch
 from torch.nn import functional as F
+from transformers import Cache, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.cache_utils import CacheLayerMixin
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
@@ -26,15 +29,19 @@ BLOCK_BYTES = {"cpu": 8 * 2**20, "cuda": 256 * 2**20}  # of probabilities held a
 BLOCK_ROWS = {"cpu": 256}  # queries at most: longer blocks work out more that causality hides
 _ACTIVE: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # attention module -> recorders
 _OPEN: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()  # decoder -> recorders, and before
+_HELD: dict = {}  # model -> how many blocks are open around it, and what the last one undoes
+_EAGER = contextlib.ExitStack()  # open while any block is
 
 
 @dataclass
 class LayerRecord:
     """What one layer recorded in the last forward pass; fields not asked for stay empty.
 
-    `accumulated[set]` is (B, heads, keys): each key's attention summed over the query set.
+    `accumulated[set]` is (B, heads, tokens): each token's attention summed over the query set, of
+    all tokens read so far; 0 for those that a sliding window's cache has lost.
     `mass` is (B, heads, queries, 4): attention of the chosen queries on each token `Kind`.
-    `key_norms` is (B, key-value heads, keys), of the keys as attention sees them.
+    `key_norms` is (B, key-value heads, tokens), of the keys as attention sees them, NaN where lost.
+    `states` are queries, keys and values as attention sees them, without the lost ones.
     """
 
     accumulated: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -43,11 +50,23 @@ class LayerRecord:
     states: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
 
+def bare(model):
+    """The transformers model inside a wrapper (peft, compiled, data-parallel), whose `generate` is
+    the wrapper's too; any other model itself."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's
+    if isinstance(model, PreTrainedModel) or not isinstance(model, torch.nn.Module):
+        return model
+    return next((part for part in model.modules()
+                 if isinstance(part, PreTrainedModel) and part.can_generate()), model)
+
+
 def decoder_of(model) -> torch.nn.Module:
     """The language model's stack of decoder layers. VDPError for a model without one."""
+    model = bare(model)
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     while not hasattr(decoder, "layers") and hasattr(decoder, "model"):
         decoder = decoder.model
+    decoder = getattr(decoder, "_orig_mod", decoder)
     if not hasattr(decoder, "layers") or getattr(
             getattr(model, "config", None), "is_encoder_decoder", False):
         raise VDPError(f"{type(model).__name__} has no decoder-only language model: recording and "
@@ -63,6 +82,70 @@ def attention_of(layer: torch.nn.Module, model) -> torch.nn.Module:
                        "be instrumented: it has no self_attn that calls transformers' attention "
                        "interface")
     return module
+
+
+@contextlib.contextmanager
+def held(model, hook, prepend: bool = False):
+    """Context manager around a bare model: `hook`, a forward pre-hook with keywords, runs before
+    each of its calls, and compiled code runs as it is written. The last one out undoes all."""
+    if not _HELD:
+        _EAGER.enter_context(torch.compiler.set_stance("force_eager"))
+    blocks = _HELD.setdefault(model, [0, contextlib.ExitStack()])
+    if not blocks[0]:
+        _take_over(model, blocks[1])
+    blocks[0] += 1
+    handle = model.register_forward_pre_hook(hook, with_kwargs=True, prepend=prepend)
+    try:
+        yield
+    finally:
+        handle.remove()
+        blocks[0] -= 1
+        if not blocks[0]:
+            _HELD.pop(model)[1].close()
+        if not _HELD:
+            _EAGER.close()
+
+
+def _take_over(model, undo: contextlib.ExitStack) -> None:
+    """Run hooks where a wrapper (peft) calls `forward` by itself; refuse what is no prompt."""
+    called, plain = [], model.forward
+
+    @wraps(plain)
+    def forward(*args, **kwargs):
+        if not called:
+            return model(*args, **kwargs)
+        called.clear()
+        return plain(*args, **kwargs)
+
+    def guess(*args, **kwargs):
+        raise VDPError("assisted generation and prompt lookup read guessed tokens together with "
+                       "the prompt: leave out assistant_model= and prompt_lookup_num_tokens=")
+
+    def prefill(*args, **kwargs):
+        if any(getattr(x, "prefill_chunk_size", None) for x in (*args, *kwargs.values())):
+            raise VDPError("the prompt is to be read whole: leave out prefill_chunk_size=")
+        return type(model)._prefill(model, *args, **kwargs)
+
+    if decoder_of(model) is not model:
+        for handle in (model.register_forward_pre_hook(lambda *_: called.append(True)),
+                       model.register_forward_hook(lambda *_: called.clear(), always_call=True)):
+            undo.callback(handle.remove)
+        undo.enter_context(replaced(model, "forward", forward))
+    undo.enter_context(replaced(model, "_get_candidate_generator", guess))
+    undo.enter_context(replaced(model, "_prefill", prefill))
+
+
+@contextlib.contextmanager
+def replaced(module, name: str, function):
+    """Context manager: a module's method is another function, and then what it was before."""
+    before = vars(module).get(name)  # where a device map, say, has set one
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        delattr(module, name)
+        if before is not None:
+            setattr(module, name, before)
 
 
 class record:
@@ -86,7 +169,7 @@ class record:
     def __init__(self, model, accumulated=(), mass: str | None = None, key_norms: bool = False,
                  states: bool = False, layers=None, kinds: torch.Tensor | None = None,
                  valid: torch.Tensor | None = None, window: int = 16, decoding: bool = False):
-        self.model, self.sets = model, tuple(accumulated)
+        self.model, self.sets = bare(model), tuple(accumulated)
         self.mass, self.key_norms = mass, key_norms
         self.states, self.kinds, self.valid = states, kinds, valid
         self.window, self.decoding = window, decoding
@@ -109,6 +192,9 @@ class record:
         self.modules = {attention_of(stack[i], model): i for i in chosen}
         self.recording: dict[int, LayerRecord] = {}
         self.scratch: dict = {}
+        self.cached: dict = {}  # attention module -> tokens read before this pass, and lost of them
+        self.shortened = False  # the cache of this pass, by a ContextPruner
+        self._blocks = contextlib.ExitStack()
 
     def __enter__(self) -> dict[int, LayerRecord]:
         recorders, before = _OPEN.setdefault(self.decoder, ([], {}))
@@ -118,12 +204,13 @@ class record:
         recorders.append(self)
         for module in self.modules:
             _ACTIVE.setdefault(module, []).append(self)
-        self._hook = self.model.register_forward_pre_hook(refuse_output_attentions,
-                                                          with_kwargs=True)
+            hook = module.register_forward_pre_hook(self._look_at_cache, with_kwargs=True)
+            self._blocks.callback(hook.remove)
+        self._blocks.enter_context(held(self.model, refuse_unrecordable))
         return self.recording
 
     def __exit__(self, *exception) -> None:
-        self._hook.remove()
+        self._blocks.close()
         for module in self.modules:
             _ACTIVE[module].remove(self)
         recorders, before = _OPEN[self.decoder]
@@ -132,8 +219,23 @@ class record:
             config, implementation = before.popitem()[1]
             config._attn_implementation_internal = implementation
 
-    def known(self, keys: int, count: int, device) -> tuple:
-        """Kinds and validity of `keys` tokens of which the last `count` ask; (B, keys) or None.
+    def _look_at_cache(self, module, args, kwargs) -> None:
+        """Before a layer's attention: how much was read before, whatever its cache hands out. A
+        cache of fixed length has places that hold nothing yet, a sliding window's loses tokens."""
+        cache = next((x for x in (*args, *kwargs.values()) if isinstance(x, Cache)), None)
+        layer = next(iter(getattr(cache, "layers", ())[module.layer_idx:]), None)
+        self.cached.pop(module, None)
+        self.shortened = getattr(cache, "vdp_shortened", False)
+        if isinstance(layer, CacheLayerMixin):
+            self.cached[module] = int(layer.get_seq_length()), layer.get_mask_sizes(1)[1]
+
+    def place(self, module, count: int, keys: int) -> tuple[int, int]:
+        """Of a pass of `count` queries: how many tokens were read before, and are lost of them."""
+        return self.cached.get(module, (keys - count, 0))
+
+    def known(self, read: int, lost: int, count: int, device) -> tuple:
+        """Kinds and validity of the keys, the `read` tokens of which the first are `lost` and the
+        last `count` ask; (B, keys) or None.
 
         Tokens after the prompt count as template. VDPError for a prompt of another length.
         """
@@ -141,12 +243,12 @@ class record:
         for name, rest in (("kinds", int(Kind.TEMPLATE)), ("valid", True)):
             given = getattr(self, name)
             if given is not None:
-                missing = keys - given.shape[1]
-                if missing and count == keys:
+                missing = read - given.shape[1]
+                if missing and count == read or self.shortened:
                     raise VDPError(f"{name} describe {given.shape[1]} tokens, but attention meets "
-                                   f"{keys}: give one entry for each token. Inside a "
+                                   f"{read}: give one entry for each token. Inside a "
                                    "ContextPruner's block tokens go missing: record without it")
-                given = F.pad(given.to(device), (0, missing), value=rest)  # or cut
+                given = F.pad(given.to(device), (0, missing), value=rest)[:, lost:]  # or cut
             found.append(given)
         return tuple(found)
 
@@ -166,8 +268,11 @@ class record:
 
     def observe(self, module, query, key, value, mask, scaling) -> torch.Tensor | None:
         """Record a pass through a layer; its output, where that comes out with the sums."""
-        count, keys, output = query.shape[2], key.shape[2], None
-        kinds, valid = self.known(keys, count, query.device)
+        count, output = query.shape[2], None
+        before, lost = self.place(module, count, key.shape[2])
+        keys = before + count - lost
+        key, value = key[:, :, :keys], value[:, :, :keys]  # a fixed cache's other places are empty
+        kinds, valid = self.known(before + count, lost, count, query.device)
         found = self.recording[self.modules[module]] = LayerRecord()
         if "all" in self.sets:
             asking = None if valid is None or bool(valid.all()) else valid[:, keys - count:]
@@ -182,18 +287,27 @@ class record:
                 found.accumulated[name] = rows.sum(2)
             if name == self.mass:
                 found.mass = rows @ F.one_hot(kinds.long(), len(Kind)).float()[:, None]
+        for name, sums in found.accumulated.items():
+            found.accumulated[name] = F.pad(sums, (lost, 0))
         if self.key_norms:
-            found.key_norms = key.float().norm(dim=-1)
+            found.key_norms = F.pad(key.float().norm(dim=-1), (lost, 0), value=torch.nan)
         if self.states:
             found.states = query, key, value
         return output
 
 
-def refuse_output_attentions(module, args, kwargs):
-    """Forward pre-hook: VDPError where attention maps are asked for that SDPA does not make."""
-    if kwargs.get("output_attentions") or getattr(module.config, "output_attentions", False):
+def refuse_unrecordable(model, args, kwargs):
+    """Forward pre-hook: VDPError for attention maps, which SDPA does not make, and for gradient
+    checkpointing."""
+    if kwargs.get("output_attentions") or getattr(model.config, "output_attentions", False):
         raise VDPError("output_attentions=True returns nothing under SDPA: read the recording "
                        "instead, or load the model with attn_implementation='eager'")
+    decoder = decoder_of(model)
+    if decoder.training and any(getattr(part, "gradient_checkpointing", False)
+                                for part in (decoder, *decoder.layers)):
+        raise VDPError("gradient checkpointing runs layers without their cache, and once more in "
+                       "the backward pass, when nothing is recorded or pruned: call "
+                       "model.gradient_checkpointing_disable() first, or model.eval()")
 
 
 def take(tensor: torch.Tensor, index: torch.Tensor, dim: int, batch: int = 0) -> torch.Tensor:
@@ -293,7 +407,8 @@ def visible(mask: torch.Tensor) -> torch.Tensor:
 
 def _attention(module, query, key, value, attention_mask, dropout=0.0, scaling=None, **kwargs):
     recorders = [r for r in _ACTIVE.get(module, ())
-                 if r.decoding or query.shape[2] > 1 or key.shape[2] == 1]
+                 if r.decoding or query.shape[2] > 1
+                 or not r.place(module, query.shape[2], key.shape[2])[0]]
     plain = partial(sdpa_attention_forward, module, query, key, value, attention_mask,
                     dropout=dropout, **kwargs)
     if not recorders:

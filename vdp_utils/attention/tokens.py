@@ -11,7 +11,13 @@ from vdp_utils.errors import VDPError
 
 SLOT = "\ue000"  # private-use character: marks where words go in the chat template
 BYTES = {sign: byte for byte, sign in bytes_to_unicode().items()}  # of byte-level vocabularies
-LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+LINE_END = re.compile("\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+ASKS = re.compile(r"[?？؟]\W*\Z")  # a line that does so
+GOES_ON = re.compile(  # a line that belongs to the one before: an option, or how to answer
+    r"\W*(answer|please|respond|reply|choose|select|options?|choices?|hint)\b|\(?\w{1,2}[.):](?!\S)",
+    re.IGNORECASE)
+QUESTIONS = ("found", "turn", "line")  # rules for where the question begins
+SHORT, NEAR = 1_000, 6  # letters of a question, and lines before it in which it may begin
 
 
 class Kind(IntEnum):
@@ -28,24 +34,51 @@ def image_token_id(config) -> int | None:
     return getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
 
 
+def visual_token_ids(config) -> tuple[int, ...]:
+    """The ids of the placeholders of images and of videos."""
+    found = image_token_id(config), getattr(config, "video_token_id", None), getattr(
+        config, "video_token_index", None)
+    return tuple(one for one in dict.fromkeys(found) if isinstance(one, int))
+
+
 def pieces(tokenizer, ids) -> list[str]:
     """The text of each token, with its spaces and line ends.
 
-    A letter that several tokens spell is the last one's; the others have none.
+    A letter of several tokens stands at the last of them, the others have no text.
     """
-    tokens = tokenizer.convert_ids_to_tokens([int(i) for i in ids])
-    special = set(getattr(tokenizer, "all_special_tokens", ()))
-    bytewise = all(sign in BYTES for token in {*tokens} - special for sign in token)
-    text = codecs.getincrementaldecoder("utf-8")("replace")
-    return [text.decode(token.encode() if token in special else
-                        bytes(BYTES[sign] for sign in token) if bytewise else _spelled(token))
-            for token in tokens]
+    ids = [int(i) for i in ids]
+    tokens, added = tokenizer.convert_ids_to_tokens(ids), tokenizer.added_tokens_decoder
+    by_bytes = _knows(tokenizer, "Ġ") and not _knows(tokenizer, "▁")
+    reader = codecs.getincrementaldecoder("utf-8")("replace")
+    return [reader.decode(_bytes(token or "", by_bytes, i in added))
+            for i, token in zip(ids, tokens)]
 
 
-def _spelled(token: str) -> bytes:
-    """The bytes of a token of vocabularies that write spaces as ▁ and single bytes as <0x0A>."""
+def _knows(tokenizer, token: str) -> bool:
+    found = tokenizer.convert_tokens_to_ids(token)
+    return found is not None and tokenizer.convert_ids_to_tokens(found) == token
+
+
+def _bytes(token: str, by_bytes: bool, added: bool) -> bytes:
+    """A token as its vocabulary writes it -> its text's bytes."""
+    if by_bytes:
+        plain = added or not BYTES.keys() >= {*token}
+        return token.encode() if plain else bytes(BYTES[letter] for letter in token)
     byte = re.fullmatch("<0x([0-9A-F]{2})>", token)
     return bytes.fromhex(byte[1]) if byte else token.replace("▁", " ").encode()
+
+
+def written(processor, turns) -> str:
+    """Turns as the chat template writes them, up to where an answer begins.
+
+    VDPError for a processor without a chat template, or with one that cannot take them.
+    """
+    try:
+        return processor.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # jinja2's own among them
+        raise VDPError(f"{type(processor).__name__} has no chat template that takes turns of text "
+                       f"and image parts ({error}): set its chat_template to the model's own"
+                       ) from error
 
 
 def sentences(texts: list[str], places) -> list[list[int]]:
@@ -65,25 +98,29 @@ def frame(processor) -> tuple[str, str, str, str]:
     def turn(role):
         return {"role": role, "content": [{"type": "text", "text": SLOT}]}
 
-    text = processor.apply_chat_template([turn("user"), turn("assistant"), turn("user")],
-                                         add_generation_prompt=True, tokenize=False)
-    parts = text.split(SLOT)
+    parts = written(processor, [turn("user"), turn("assistant"), turn("user")]).split(SLOT)
     if len(parts) != 4:
         raise VDPError("the chat template drops or repeats a turn's text: say which tokens are "
                        "context with context=(start, stop)")
     return tuple(parts)
 
 
-def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = None,
-                context: tuple[int, int] | None = None) -> torch.Tensor:
+def token_kinds(input_ids: torch.Tensor, processor=None,
+                image_id: int | tuple[int, ...] | None = None,
+                context: tuple[int, int] | None = None, question: str = "found") -> torch.Tensor:
     """The kind of every token, int64 (B, L) as `input_ids`.
 
-    With a processor, its chat template says where turns begin and end: the last line of the last
-    user turn is the question, all other words are context, and special tokens, the template's own
-    words and the blanks that follow them are template. With `context`, tokens [start, stop) are
-    context, later ones question, earlier ones template (negative numbers count from the end).
-    Image tokens stay image tokens.
+    With a processor, its chat template says where turns begin and end; special tokens, the
+    template's own words and the blanks that follow them are template. The question is the last
+    user turn after earlier turns, of a single turn what `question_start` finds; or, with `question`
+    `turn` or `line`, always all of the last user turn, or its last line. All other words are
+    context. With `context`, tokens [start, stop) are context, later ones question, earlier ones
+    template (negative numbers count from the end). Image tokens, `image_id` (one id or several: see
+    `visual_token_ids`), stay image tokens.
     """
+    if question not in QUESTIONS:
+        raise VDPError(f"unknown question {question!r}: choose one of {', '.join(QUESTIONS)}")
+    visual = {image_id} if isinstance(image_id, int) else {*(image_id or ())}
     if (processor is None) == (context is None):
         raise VDPError("say which tokens are context: give the processor, whose chat template "
                        "tells, or a span context=(start, stop)")
@@ -96,23 +133,58 @@ def token_kinds(input_ids: torch.Tensor, processor=None, image_id: int | None = 
         kinds[:, start:stop], kinds[:, stop:] = Kind.CONTEXT, Kind.QUESTION
     else:
         tokenizer = getattr(processor, "tokenizer", processor)
-        parts, special = frame(processor), set(tokenizer.all_special_ids)
+        parts, marked = frame(processor), {*tokenizer.all_special_ids, *visual}
         for row, ids in zip(kinds, input_ids.tolist()):
-            texts = pieces(tokenizer, ids)
-            found = _by_template(texts, parts)
-            for n, (i, text) in enumerate(zip(ids, texts)):
+            texts, marks = pieces(tokenizer, ids), [i in marked for i in ids]
+            found = _by_template(texts, marks, parts, question)
+            for n, text in enumerate(texts):
                 after_frame = n == 0 or found[n - 1] == Kind.TEMPLATE
-                if i in special or i == image_id or text.isspace() and after_frame:
+                if marks[n] or text.isspace() and after_frame:
                     found[n] = int(Kind.TEMPLATE)
             row.copy_(torch.tensor(found))
-    if image_id is not None:
-        kinds[input_ids == image_id] = Kind.IMAGE
+    for one in visual:
+        kinds[input_ids == one] = Kind.IMAGE
     return kinds
 
 
-def _by_template(texts: list[str], parts) -> list[int]:
-    """Kinds of one prompt's tokens from their texts and the chat template's parts."""
+def question_start(text: str, rule: str = "found") -> int:
+    """At which letter of a user's turn the question begins, where no earlier turn tells.
+
+    At its last paragraph, if that is SHORT, or else at its last line; before that where it only
+    lists options or says how to answer, and, if nothing asks, where one of the NEAR lines before
+    does, all of it SHORT. By the rule `line` at its last line, by `turn` at 0.
+    """
+    starts = [0, *(end.end() for end in LINE_END.finditer(text))]
+    lines = [(start, text[start:end]) for start, end in zip(starts, [*starts[1:], len(text)])]
+    while lines and _blank(lines[-1][1]):
+        lines.pop()
+    if rule == "turn" or not lines:
+        return 0
+    near = [line for line in lines if len(text) - line[0] <= SHORT and rule != "line"] or lines[-1:]
+    places, said = zip(*near)
+    gaps = [n for n, line in enumerate(said) if _blank(line) and not _blank(text[:places[n]])]
+    first = gaps[-1] + 1 if gaps else len(said) - 1
+    while first and (_blank(said[first]) or GOES_ON.match(said[first])
+                     and not ASKS.search(said[first])):
+        first -= 1
+    if not any(map(ASKS.search, said[first:])):
+        first = max((n for n in range(max(0, first - NEAR), first) if ASKS.search(said[n])),
+                    default=first)
+    return places[first]
+
+
+def _blank(text: str) -> bool:
+    """Whether nothing of it is seen: Unicode's spaces, line ends and marks without width."""
+    return not any(letter.isprintable() and not letter.isspace() for letter in text)
+
+
+def _by_template(texts: list[str], marks: list[bool], parts, question: str) -> list[int]:
+    """Kinds of one prompt's tokens from their texts and the chat template's parts.
+
+    `marks` are the special tokens and images, no words of a turn.
+    """
     whole = "".join(texts)
+    words = "".join(" " * len(text) if mark else text for text, mark in zip(texts, marks))
     # Marks are sought without blanks: vocabularies differ in where they write them.
     at = [i for i, letter in enumerate(whole) if not letter.isspace()]
     dense = "".join(whole[i] for i in at)
@@ -132,16 +204,15 @@ def _by_template(texts: list[str], parts) -> list[int]:
             last = max(last, found.end()) if mark == to_user else last
     stop = at[end] if end < len(at) else len(whole)
     begin = at[last - 1] + 1 if last else 0
-    lines = [end.end() for end in LINE_END.finditer(whole[begin:stop].rstrip())]
-    question = begin + (lines[-1] if lines else 0)
-    letters = [int(Kind.QUESTION if i >= question else Kind.CONTEXT) for i in range(len(whole))]
+    rule = "turn" if question == "found" and last > start else question
+    asked = begin + question_start(words[begin:stop], rule)
+    letters = [int(Kind.QUESTION if i >= asked else Kind.CONTEXT) for i in range(len(whole))]
     for first, past in framed:
         if past > first:
             span = at[first], at[past - 1] + 1 if past < len(dense) else len(whole)
             letters[slice(*span)] = [int(Kind.TEMPLATE)] * (span[1] - span[0])
     kinds, place = [], 0
     for text in texts:
-        # of a letter's first tokens, which have no text, the kind is the letter's
         own = letters[place:place + max(1, len(text))] or [int(Kind.TEMPLATE)]
         kinds.append(int(Kind.TEMPLATE) if int(Kind.TEMPLATE) in own else max(own))
         place += len(text)

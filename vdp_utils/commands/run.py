@@ -16,7 +16,7 @@ from traitlets.config import Config
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.names import check_names
 
-FOLDERS = ("RESULTS", "FIGURES")  # parameters that name folders
+PATHS = ("RESULTS", "FIGURES", "BENCHMARK")  # parameters that name folders or files
 NAMES = ("MODEL", "DEVICE", "DTYPE")  # parameters that `check_names` knows
 LONGEST = 70  # bytes of a folder for sockets, whose paths may be 104 to 108 long
 # The kernel's first line: it is not Jupyter's own, even if this process is. Progress bars that end
@@ -30,7 +30,7 @@ def run(notebook, output=None, parameters=None):
 
     `output` is build/<the notebook's name> by default, and may be `notebook` itself. While it
     runs, and after a failure, the cells so far are in `<output>.partial.ipynb`; `output` is
-    replaced only when every cell has succeeded. Relative folders among the parameters are the
+    replaced only when every cell has succeeded. Relative paths among the parameters are the
     caller's. Prints a line at the start and one at the end; progress bars go to stderr.
 
     Raises VDPError for a notebook that cannot be read, an output that cannot be written, a
@@ -129,8 +129,8 @@ def _checked(notebook, source, parameters):
             f"it takes {', '.join(known) or 'none (no cell is tagged parameters)'}"
         )
     given = {name: _value(name, value) for name, value in parameters.items()}
-    for name in given.keys() & {*FOLDERS, "MODEL"}:
-        if given[name] and (name in FOLDERS or os.path.isdir(given[name])):
+    for name in given.keys() & {*PATHS, "MODEL"}:
+        if given[name] and (name in PATHS or os.path.isdir(given[name])):
             given[name] = os.path.abspath(given[name])
     names = {name: ast.literal_eval(known[name]["default"]) for name in NAMES if name in known}
     names |= {name: given[name] for name in NAMES if name in given}
@@ -141,7 +141,7 @@ def _checked(notebook, source, parameters):
 def _value(name, value):
     """What papermill's -p makes of a text; but a folder or a model may be called 2026."""
     read = _resolve_type(value) if isinstance(value, str) else value
-    return value if name in FOLDERS + NAMES and read is not None else read
+    return value if name in PATHS + NAMES and read is not None else read
 
 
 def _partial(output):

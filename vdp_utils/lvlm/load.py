@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTex
                           CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration,
                           LlavaProcessor)
 
-from vdp_utils.attention.tokens import image_token_id
+from vdp_utils.attention.tokens import image_token_id, written
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.names import LOADABLE, check_names
 from vdp_utils.paths import ROOT, pruning_law, results
@@ -72,7 +73,7 @@ class LVLM:
         return self.model.config.get_text_config().max_position_embeddings
 
 
-def load_lvlm(name: str, device: str = "cpu", dtype: str = "float32",
+def load_lvlm(name: str | Path, device: str = "cpu", dtype: str = "float32",
               attention: str | None = None, bits: int | None = None) -> LVLM:
     """Load `embedded-s`, `embedded-m`, `embedded-l`, a model folder or a hub id.
 
@@ -84,41 +85,43 @@ def load_lvlm(name: str, device: str = "cpu", dtype: str = "float32",
     them in profile full, goes into `model.config.vdp_pruning_law`.
 
     Raises VDPError for a name that cannot be right (`check_names`), a device that is not there, a
-    model without image tokens, a model that cannot be found, a package that an option needs and
-    lacks, embedded weights whose hash does not match, and a broken file of its law.
+    model without image tokens or chat template, a model that cannot be found or read or lacks some
+    of its weights, a package that an option needs and lacks, embedded weights whose hash does not
+    match, and a broken file of its law.
     """
-    check_names(name, device, dtype)
+    check_names(name := str(name), device, dtype)
     options = _options(device, dtype, attention, bits)
     if name.startswith("embedded-"):
         size = name.removeprefix("embedded-")
         folder, about = embedded_folder(MODELS / size), manifest(MODELS / size)
         revision, trained = about["weights_sha256"][:16], about["max_context"]
+        remedy = f"remove {folder}, which is then made again"
     else:
-        folder, revision, trained = name, None, None
-    try:
+        folder, revision, trained, remedy = name, None, None, LOADABLE
+    with _loading(f"model {name!r}", folder, remedy):
         config = AutoConfig.from_pretrained(folder)
         if image_token_id(config) is None:
             raise VDPError(f"model {name!r} ({config.model_type}) has no image tokens: give a "
                            "vision-language model")
         model, found = AutoModelForImageTextToText.from_pretrained(
             folder, output_loading_info=True, **options)
-        if lacking := sorted(found["missing_keys"]):  # transformers would draw them at random
-            raise VDPError(f"model {name!r} cannot be loaded: {len(lacking)} of its weights are in "
-                           f"none of its files, {', '.join(lacking[:3])} among them: get it anew")
+        if missing := sorted(found["missing_keys"]):
+            raise VDPError(f"model {name!r} lacks {len(missing)} of its weights "
+                           f"({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}), which "
+                           "would be random: get all of its files, or those of the whole model")
         processor = AutoProcessor.from_pretrained(folder)
-    except VDPError:
-        raise
-    except OSError as error:
-        raise VDPError(f"model {name!r} cannot be loaded ({error}): {LOADABLE}") from error
-    except (ImportError, ValueError) as error:  # transformers says what is missing or wrong
-        raise VDPError(f"model {name!r} cannot be loaded: {error}") from error
+        if not hasattr(processor, "tokenizer"):
+            raise VDPError(f"model {name!r} has no processor of images and text: get all of its "
+                           "files")
+        written(processor, [{"role": "user", "content": [{"type": "image"},
+                                                         {"type": "text", "text": "?"}]}])
+        if "device_map" not in options:
+            model.to(device)
     revision = revision or getattr(config, "_commit_hash", None) or _folder_hash(Path(folder))
     if bits:
         revision += f"-{bits}bit"
     if law := _pruning_law(pruning_law(results("full"), name), revision):
         model.config.vdp_pruning_law = law
-    if "device_map" not in options:
-        model.to(device)
     return LVLM(name, revision, model.eval(), processor, trained)
 
 
@@ -130,6 +133,40 @@ def _pruning_law(path: Path, revision: str) -> dict | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VDPError(f"{path.name} in {path.parent} holds no pruning law ({error!r}): delete it, "
                        "or run notebook 11 again") from error
+
+
+@contextmanager
+def _loading(what: str, folder: str | Path, remedy: str = LOADABLE):
+    """Any error in the block becomes a VDPError that names the file at fault, if it can be told."""
+    try:
+        yield
+    except VDPError as error:
+        if what in str(error):
+            raise
+        raise VDPError(f"{what}: {error}") from error
+    except Exception as error:  # broken files lead what reads them into errors of any kind
+        why = [f"{path} {broken}" for path in sorted(Path(folder).glob("*"))
+               if path.is_file() and (broken := _broken(path))]
+        why = why[0] if why else f"{type(error).__name__}: {error}"
+        raise VDPError(f"{what} cannot be loaded ({why}): {remedy}") from error
+
+
+def _broken(path: Path) -> str:
+    """What is wrong with a model's file, and what to do; "" where nothing is seen."""
+    with open(path, "rb") as file:
+        head = file.read(40)
+    if head.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, so run `git lfs pull` where it comes from"
+    if not head:
+        return "is empty, so get it again"
+    try:
+        if path.suffix == ".safetensors":
+            safe_open(path, "pt")
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    except (SafetensorError, ValueError) as error:
+        return f"is broken, so get it again; {error}"
+    return ""
 
 
 def _options(device: str, dtype: str, attention: str | None, bits: int | None) -> dict:
@@ -185,17 +222,14 @@ def base_gguf() -> Path:
     return files[0]
 
 
-def load_tokenizer(name: str):
+def load_tokenizer(name: str | Path):
     """The tokenizer of a model that `load_lvlm` loads, without the model."""
-    check_names(name)
-    try:
+    check_names(name := str(name))
+    with _loading(f"the tokenizer of {name!r}", name):
         if name.startswith("embedded-"):
             path = base_gguf()
             return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
         return AutoTokenizer.from_pretrained(name)
-    except (ImportError, OSError, ValueError) as error:
-        raise VDPError(f"the tokenizer of {name!r} cannot be loaded ({error}): {LOADABLE}"
-                       ) from error
 
 
 def build_embedded(layers: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -237,6 +271,7 @@ def embedded_folder(source: Path) -> Path:
 
     `source` holds weights.safetensors and manifest.json. The cache is `$VDP_CACHE` or
     `~/.cache/vdp_utils`; folders are named after the weights' hash and appear whole or not at all.
+    VDPError for weights that do not match their manifest and a cache that cannot be written.
     """
     about, weights = manifest(source), source / "weights.safetensors"
     found = file_hash(weights) if weights.exists() else "no file"
@@ -244,13 +279,25 @@ def embedded_folder(source: Path) -> Path:
         raise VDPError(f"{source.name}/weights.safetensors does not match its manifest "
                        f"({found[:12]} instead of {about['weights_sha256'][:12]}): restore it "
                        "with `git checkout data/models`, or train it again")
-    cache = Path(os.environ.get("VDP_CACHE") or Path.home() / ".cache" / "vdp_utils")
-    folder = cache / f"embedded-{source.name}-{found[:16]}"
-    if folder.exists():
-        return folder
+    cache = os.environ.get("VDP_CACHE") or "~/.cache/vdp_utils"
+    try:
+        cache = Path(cache).expanduser()
+        folder = cache / f"embedded-{source.name}-{found[:16]}"
+        if not folder.exists():
+            cache.mkdir(parents=True, exist_ok=True)
+            _join(source, about, folder)
+    except (OSError, RuntimeError, SafetensorError) as error:  # or there is no home, or a full disk
+        raise VDPError(f"the embedded model cannot be put together in {cache} ({error}): set "
+                       "VDP_CACHE to a folder that can be written, on a disk with 1 GB free"
+                       ) from error
+    return folder
+
+
+def _join(source: Path, about: dict, folder: Path) -> None:
+    """Write the joined model to `folder`."""
     model, processor = build_embedded(about["layers"])
     state = model.state_dict()
-    with safe_open(weights, "pt") as file:
+    with safe_open(source / "weights.safetensors", "pt") as file:
         stored = {key: file.get_tensor(key).float() for key in file.keys()}
     for key, value in stored.items():
         if key.endswith(".lora_A"):  # W <- W + scale * B A (Hu et al., arXiv 2106.09685)
@@ -259,18 +306,13 @@ def embedded_folder(source: Path) -> Path:
             state[name + ".weight"] += about["lora_scale"] * delta
         elif not key.endswith(".lora_B"):
             state[key].copy_(value)
-    partial = None
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix="partial-"))
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=cache, prefix="partial-"))
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         partial.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError):
         if not folder.exists():  # else another process was first, with the same weights
-            raise VDPError(f"the embedded model cannot be written to {cache} ({error}): set "
-                           "VDP_CACHE to a folder that has half a gigabyte free") from error
+            raise
     finally:
-        if partial:
-            shutil.rmtree(partial, ignore_errors=True)
-    return folder
+        shutil.rmtree(partial, ignore_errors=True)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from vdp_utils.attention.tokens import SLOT, Kind, pieces, token_kinds
+from vdp_utils.attention import tokens
+from vdp_utils.attention.tokens import SLOT, Kind, pieces, token_kinds, written
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues
@@ -28,6 +29,7 @@ LOOKS = {  # kind -> style of its tokens in `show`: the line below tells them ap
     Kind.TEMPLATE: "background:#ececec;border-bottom:2px dotted #555555",
 }
 QUESTION_ROOM = 64  # tokens kept free for a question and its answer
+ANSWER_ROOM = 8  # tokens of an answer that is not an option, unless told otherwise
 
 
 def check_image(which: str) -> None:
@@ -64,8 +66,7 @@ def join(*parts: Prompt) -> Prompt:
 def frame(processor, with_image: bool) -> tuple[str, str]:
     """The chat template before and after the user's words."""
     content = [{"type": "image"}] * with_image + [{"type": "text", "text": SLOT}]
-    text = processor.apply_chat_template([{"role": "user", "content": content}],
-                                         add_generation_prompt=True, tokenize=False)
+    text = written(processor, [{"role": "user", "content": content}])
     before, found, after = text.partition(SLOT)
     if not found:
         raise VDPError("the processor's chat template drops the user's text: give a processor "
@@ -100,36 +101,74 @@ def _read(lvlm: LVLM, text: str, images: list[Image.Image]) -> Prompt:
     return Prompt(ids, kinds, dict(inputs))
 
 
+@lru_cache(maxsize=8)
+def _marks(tokenizer) -> re.Pattern:
+    """Marks of the chat and of images that would be read as such wherever they stand in a text."""
+    marks = [one.content for one in tokenizer.added_tokens_decoder.values()
+             if one.special or re.search("image|img|video|vision|audio", one.content, re.I)]
+    marks = {mark for mark in marks if mark.strip() and mark != tokenizer.unk_token}
+    return re.compile("|".join(map(re.escape, sorted(marks))) or "(?!)")
+
+
+def unmarked(tokenizer, text: str) -> str:
+    """A text without the tokenizer's own marks, such as <image>."""
+    return _marks(tokenizer).sub("", text)
+
+
+def _check_words(tokenizer, text: str) -> None:
+    """VDPError for a text with a mark in it."""
+    if found := _marks(tokenizer).search(text):
+        near = text[max(0, found.start() - 30):found.end() + 30]
+        raise VDPError(f"{found[0]!r} in the text {near!r} is a mark of the model's own, not a "
+                       "word: leave it out (images are given apart)")
+
+
+def _follow(tokenizer, text: str, before: str = "\n") -> list[int]:
+    """Token ids of a text as it goes on after `before`.
+
+    By itself some tokenizers would put a blank before its first word. Where its first token would
+    hold some of `before`, it is taken after a line end; where also that, by itself.
+    """
+    for start in (before, "\n"):
+        ids, both = (tokenizer(one, add_special_tokens=False).input_ids
+                     for one in (start, start + text))
+        if both[:len(ids)] == ids:
+            return both[len(ids):]
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+def _said(tokenizer, text: str) -> list[int]:
+    """Token ids of somebody's words amid a prompt. VDPError for a mark in them."""
+    _check_words(tokenizer, text)
+    return _follow(tokenizer, text)
+
+
 def chat(processor, turns) -> str:
     """Turns, the user's and the assistant's in turn, as the chat template writes them.
 
-    A MARK in a user's turn is the next image.
+    A MARK in a user's turn is the next image. VDPError for another mark of the tokenizer's.
     """
     messages = []
     for number, turn in enumerate(turns):
+        _check_words(processor.tokenizer, turn.replace(MARK, ""))
         first, *rest = turn.split(MARK) if number % 2 == 0 else [turn]
         content = [{"type": "text", "text": first}] if first or not rest else []
         for words in rest:
             content += [{"type": "image"}, *[{"type": "text", "text": words}] * bool(words)]
         messages.append({"role": ("user", "assistant")[number % 2], "content": content})
-    return processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return written(processor, messages)
 
 
 def conversation(lvlm: LVLM, turns, images: list[Image.Image], whole: bool = False) -> Prompt:
     """A chat about several images up to where the answer to its last turn begins.
 
     `turns` as in `chat`; `images`, in order, are as many as its MARKs. The last line of the last
-    turn is the question, or `whole`, all of it after its last image; what was said before is
-    context.
+    turn is the question, or `whole`, all of it; what was said before is context.
     """
     prompt = _read(lvlm, chat(lvlm.processor, turns), images)
-    ids = torch.from_numpy(prompt.input_ids)[None]
-    kinds = token_kinds(ids, lvlm.processor, lvlm.image_token_id)[0].numpy().astype(np.int8)
-    start = int((kinds == Kind.QUESTION).argmax())
-    while whole and kinds[start - 1] == Kind.CONTEXT:  # turns before it end with the template
-        start -= 1
-        kinds[start] = Kind.QUESTION
-    return Prompt(prompt.input_ids, kinds, prompt.images)
+    kinds = token_kinds(torch.from_numpy(prompt.input_ids)[None], lvlm.processor,
+                        lvlm.image_token_id, question="turn" if whole else "line")
+    return Prompt(prompt.input_ids, kinds[0].numpy().astype(np.int8), prompt.images)
 
 
 def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0,
@@ -146,14 +185,14 @@ def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0,
     blocks = dialogues.context_blocks(kind, sample.picture, sample.asked, key, **options)
     ids: list[int] = []
     while len(ids) < length:
-        ids = tokenizer(next(blocks), add_special_tokens=False).input_ids + ids
+        ids = _said(tokenizer, next(blocks)) + ids
     return np.array(ids[len(ids) - length:], dtype=np.int64)
 
 
 def text_description(tokenizer, sample: Sample, seed: int = 0) -> np.ndarray:
     """Token ids, int64, of the picture's text description, the image's stand-in."""
     text = dialogues.text_description(sample.picture, (*sample.picture.seed, seed, 14))
-    return np.array(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int64)
+    return np.array(_said(tokenizer, text), dtype=np.int64)
 
 
 def asking(lvlm: LVLM, question: Question, image: str = "own", lead: str | None = None) -> Prompt:
@@ -164,7 +203,7 @@ def asking(lvlm: LVLM, question: Question, image: str = "own", lead: str | None 
     """
     if lead is None:
         lead = LEAD_ELSEWHERE if _place(image) else LEAD_AT_START
-    ids = _ids(lvlm, lead + question.text)
+    ids = _said(lvlm.tokenizer, lead + question.text)
     return join(_part(ids, Kind.QUESTION), _closing(lvlm, _picture(image) is not None))
 
 
@@ -181,29 +220,34 @@ def _place(image: str) -> float | None:
 @lru_cache(maxsize=8)
 def _closing(lvlm: LVLM, with_image: bool) -> Prompt:
     _, after = frame(lvlm.processor, with_image)
-    return _part(lvlm.tokenizer(after, add_special_tokens=False).input_ids, Kind.TEMPLATE)
+    return _part(_follow(lvlm.tokenizer, after), Kind.TEMPLATE)
 
 
 def words(lvlm: LVLM, text: str) -> Prompt:
     """Any text as context."""
-    return _part(_ids(lvlm, text) if text else [], Kind.CONTEXT)
-
-
-def _ids(lvlm: LVLM, text: str) -> list[int]:
-    """A text's token ids. VDPError where it holds the model's own sign for an image."""
-    ids = lvlm.tokenizer(text, add_special_tokens=False).input_ids
-    if lvlm.image_token_id in ids:
-        sign = lvlm.tokenizer.convert_ids_to_tokens(lvlm.image_token_id)
-        raise VDPError(f"the text {text[:80]!r} holds {sign}, which {lvlm.name!r} reads as an "
-                       "image: leave it out")
-    return ids
+    return _part(_said(lvlm.tokenizer, text) if text else [], Kind.CONTEXT)
 
 
 def option_ids(lvlm: LVLM, option: str) -> list[int]:
-    """Token ids of an answer option as it follows the chat template."""
+    """Token ids of an answer option as it goes on after the chat template.
+
+    Between them stands what the template puts between its end and an answer, or, where it does not
+    tell, a blank after a word.
+    """
     _, after = frame(lvlm.processor, True)
-    lead = "" if after[-1:].isspace() or not after else " "
-    return lvlm.tokenizer(lead + option, add_special_tokens=False).input_ids
+    _check_words(lvlm.tokenizer, option)
+    return _follow(lvlm.tokenizer, _lead(lvlm.processor, after) + option, after)
+
+
+@lru_cache(maxsize=8)
+def _lead(processor, after: str) -> str:
+    try:
+        told = tokens.frame(processor)[1]
+    except VDPError:  # it takes no turn of the assistant's
+        told = ""
+    if told.startswith(after):
+        return told[len(after):]
+    return "" if after[-1:].isspace() or not after else " "
 
 
 def stop_ids(lvlm: LVLM) -> set[int]:
@@ -217,13 +261,19 @@ def _least_opening(lvlm: LVLM) -> int:
     return len(opening(lvlm, Image.new("RGB", (160, 160))))
 
 
-def check_length(lvlm: LVLM, length: int, start: int | None = None) -> None:
+def check_length(lvlm: LVLM, length: int, start: int | None = None, asked: int = 0) -> None:
     """VDPError where `length` context tokens, the image and a question pass the positions.
 
     `start` counts the tokens of template and image. Without it they are those of a small image:
-    processors may give a larger one more.
+    processors may give a larger one more. `asked` counts those of question and answer, for which
+    QUESTION_ROOM is kept free at least.
     """
-    room = lvlm.max_positions - (start or _least_opening(lvlm)) - QUESTION_ROOM
+    start, asked = start or _least_opening(lvlm), max(asked, QUESTION_ROOM)
+    room = lvlm.max_positions - start - asked
+    if room < 0:
+        raise VDPError(f"an image of {start} tokens with its question and answer of {asked} does "
+                       f"not fit the {lvlm.max_positions} positions of {lvlm.name!r}: give a "
+                       "smaller image or a shorter question")
     if not 0 <= length <= room:
         raise VDPError(f"context length {length} does not fit {lvlm.name!r}: its "
                        f"{lvlm.max_positions} positions leave 0 to {room} for the context")
@@ -244,12 +294,19 @@ def shared_prefix(lvlm: LVLM, sample: Sample, kind: str, length: int, seed: int 
     picture, place = _picture(image), _place(image)
     start = opening(lvlm, sample.image(picture) if picture else None)
     described = [] if place is None else text_description(lvlm.tokenizer, sample, seed)
-    check_length(lvlm, length, len(start) + len(described))
+    check_length(lvlm, length, len(start) + len(described), max(
+        (_asked(lvlm, question, image) for question in sample.questions), default=0))
     text = context(lvlm.tokenizer, kind, sample, length, seed, misleading=misleading)
     at = turn_start(lvlm.tokenizer, text, place or 0.0)
     return join(start, _part(text[:at], Kind.CONTEXT),
                 _part(described, Kind.CONTEXT if picture else Kind.IMAGE),
                 _part(text[at:], Kind.CONTEXT))
+
+
+def _asked(lvlm: LVLM, question: Question, image: str) -> int:
+    """Tokens of a question, the template's end and its longest answer."""
+    answers = [len(option_ids(lvlm, option)) for option in question.options]
+    return len(asking(lvlm, question, image)) + max([ANSWER_ROOM, *answers])
 
 
 def turn_start(tokenizer, ids, share: float) -> int:

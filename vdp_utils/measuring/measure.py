@@ -8,7 +8,6 @@ from typing import Iterable
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 from transformers.cache_utils import DynamicLayer
 
 from vdp_utils.attention.recording import record
@@ -202,14 +201,7 @@ def prefill(lvlm: LVLM, prefix: Prompt):
 
 
 def _start(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt):
-    """Logits (vocabulary,) where the answer begins, and the cache that goes on from there.
-
-    VDPError for a prompt that passes the model's positions.
-    """
-    if (length := len(prefix) + len(asking)) > lvlm.max_positions:
-        raise VDPError(f"a prompt of {length} tokens does not fit {lvlm.name!r}, which has "
-                       f"{lvlm.max_positions} positions: its question, of {len(asking)} tokens "
-                       "with the template, or its context must be shorter")
+    """Logits (vocabulary,) where the answer begins, and the cache that goes on from there."""
     if cache is None:
         inputs = prompts.tensors(prompts.join(prefix, asking), lvlm.device)
     else:
@@ -254,7 +246,8 @@ def _scores(lvlm: LVLM, start: torch.Tensor, after, options) -> list[float]:
     return scores
 
 
-def generate(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, max_new_tokens: int = 8) -> str:
+def generate(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt,
+             max_new_tokens: int = prompts.ANSWER_ROOM) -> str:
     """The greedy answer as text."""
     return _greedy(lvlm, *_start(lvlm, prefix, cache, asking), max_new_tokens)
 
@@ -276,16 +269,19 @@ def _greedy(lvlm: LVLM, logits: torch.Tensor, state, max_new_tokens: int) -> str
 
 
 @torch.no_grad()
-def answer(lvlm: LVLM, image: Image.Image | str | None, question: str, context: str = "",
-           max_new_tokens: int = 40) -> str:
-    """Ask any question about any image (PIL, a path, or None), after any context text."""
+def answer(lvlm: LVLM, image, question: str, context: str = "", max_new_tokens: int = 40) -> str:
+    """Ask any question about any image (as `open_image` takes it, or None), after any context.
+
+    VDPError for an image that cannot be read, marks of the model's own, such as <image>, in a text,
+    and a prompt that with its answer passes the model's positions.
+    """
     start = prompts.opening(lvlm, open_image(image) if image is not None else None)
     words = prompts.words(lvlm, context)
-    prompts.check_length(lvlm, len(words), len(start))
     asked = dialogues.Question("free", question, "", (), ())
     which, lead = ("own", None) if image is not None else ("none", "")
-    return generate(lvlm, prompts.join(start, words), None,
-                    prompts.asking(lvlm, asked, which, lead), max_new_tokens)
+    asking = prompts.asking(lvlm, asked, which, lead)
+    prompts.check_length(lvlm, len(words), len(start), len(asking) + max_new_tokens)
+    return generate(lvlm, prompts.join(start, words), None, asking, max_new_tokens)
 
 
 def greedy_agreement(rows: pd.DataFrame) -> tuple[float, int]:

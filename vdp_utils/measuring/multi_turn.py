@@ -63,7 +63,7 @@ def dialogue_rows(lvlm: LVLM, dialogue: Dialogue, one: DialogueCondition) -> lis
                 scores, reply = respond(lvlm, prompt, question.options, one.reply_tokens)
             found = ROUGE.score(question.answer, reply)
             by_words = [float(found[name].fmeasure) for name in ("rouge1", "rougeL")]
-        said.append(reply.replace(MARK, ""))
+        said.append(prompts.unmarked(lvlm.tokenizer, reply.replace(MARK, "")))
         choice = judged(question, scores) if scores else dict(
             options="", log_likelihoods=[], answer="", predicted="", correct=np.nan, margin=np.nan)
         counts = np.bincount(prompt.kinds, minlength=len(Kind))

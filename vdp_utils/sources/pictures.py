@@ -3,10 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Protocol
 
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image, ImageCms, ImageOps
 
 from vdp_utils.errors import VDPError
 
@@ -80,17 +82,55 @@ class Picture(Protocol):
         """
 
 
-def open_image(image: Image.Image | str | Path) -> Image.Image:
-    """An RGB image, its EXIF rotation applied, from a path, a PIL image or an array (H, W, 3).
+def open_image(image) -> Image.Image:
+    """An image as a viewer shows it: RGB, turned by its EXIF tag, transparent parts on white.
 
-    VDPError if it is missing or cannot be read.
+    `image` is a path, a PIL image, or an array of uint8: (height, width), or with 3 or 4 channels
+    last. 16-bit greys span black to white; colours under an ICC profile become sRGB's. VDPError for
+    a file that is missing or cannot be read, and for greys without a known white.
     """
+    what = image if isinstance(image, (str, Path)) else type(image).__name__
     try:
-        if hasattr(image, "__array_interface__") and not isinstance(image, Image.Image):
-            image = Image.fromarray(image)
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        return ImageOps.exif_transpose(opened).convert("RGB")
+        if hasattr(image, "__array__") and not isinstance(image, Image.Image):
+            image = Image.fromarray(np.asarray(image))
+        return _shown(image if isinstance(image, Image.Image) else Image.open(image))
     except FileNotFoundError as error:
-        raise VDPError(f"image {image} does not exist: check the path") from error
+        raise VDPError(f"image {what} does not exist: check the path") from error
     except Exception as error:  # a broken file leads Pillow into errors of any kind
-        raise VDPError(f"image {image} cannot be read ({error}): replace the file") from error
+        raise VDPError(f"image {what} cannot be read ({error}): give one image as a path, a PIL "
+                       "image or an array of uint8, or replace the file") from error
+
+
+def _shown(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:  # a broken tag, which viewers ignore
+        pass
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"greys of mode {image.mode}, whose white is not known: store 8 or 16 "
+                         "bits")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image).convert("RGB")
+    elif image.mode not in ("L", "CMYK", "LAB"):
+        image = image.convert("RGB")
+    return _in_srgb(image, profile).convert("RGB")
+
+
+def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """An image's colours by its ICC profile; as they are without one that fits."""
+    if not profile:
+        return image
+    try:
+        own = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(own):
+            return image
+        return ImageCms.profileToProfile(image, own, ImageCms.createProfile("sRGB"),
+                                         outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):
+        return image
