@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vdp_utils import figures
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import KINDS, models, recovery
@@ -39,7 +40,7 @@ def made(lost, gain=0.5, layers=None, lengths=None):
             share = far * bool(length)
             for image in ("own", "text", "swapped"):
                 seen = share * (image == "own")
-                for kind in KINDS:
+                for kind in KINDS[image == "text":]:  # never described after its own dialogue
                     presence += lines_of(model, seen, depth, image=image, context_kind=kind,
                                          context_length=length)
                 bare = dict(image=image, rate=0.0, positions="compact", context_kind="other_images")
@@ -112,11 +113,11 @@ def test_names_say_whether_training_is_the_same(one, other, same):
 
 def test_what_stands_between_is_told_apart(ladder):
     rows = models.answers(ladder[0], ladder[2])
-    drops = models.drops(rows).set_index(["model", "between", "image"])["effect"]
+    drops = models.drops(rows).set_index(["model", "between", "image"])["value"]
     assert set(rows["between"]) == {"gap", "near", *KINDS} and set(rows["image"]) == {"own", "text"}
     for between in ("gap", *KINDS):
         assert drops[S, between, "own"] == pytest.approx(0.25)
-        assert drops[S, between, "text"] == drops[FAR, between, "own"] == 0
+        assert drops.get((S, between, "text"), 0) == drops[FAR, between, "own"] == 0
     assert drops[S, "near", "own"] == 0
     assert models.depths(rows) == {S: 6, FAR: 6, SEED: 6}
 
@@ -127,7 +128,7 @@ def test_training_is_contrasted_with_each_run_of_it(ladder):
         table = models.contrasts(rows[rows["between"] != "near"], reference)
         effects = table.set_index(["model", "image"])["effect"]
         assert effects[FAR, "own"].tolist() == pytest.approx([0.25] * 4)
-        assert effects[FAR, "text"].tolist() == effects[same, "own"].tolist() == [0] * 4
+        assert effects[same, "own"].tolist() == [0] * 4 and effects[FAR, "text"].tolist() == [0] * 3
         assert (table["p_holm"] >= table["p"]).all() and set(table["limit"]) == {""}
 
 
@@ -158,3 +159,23 @@ def test_gains_and_dependency_are_each_model_s(ladder):
     assert found[S, 0, "KL, swapped"] == 0 and found[S, 2048, "flip rate, swapped"] == 0.25
     assert found[FAR, 2048, "flip rate, swapped"] == 0
     assert found[S, 512, "attention on image"] == pytest.approx(0.25)
+
+
+def test_figures_say_what_was_measured(ladder):
+    rows = models.answers(ladder[0], ladder[2])
+    drawn = figures.side_by_side(models.summary(rows))
+    assert len(drawn.axes) == 10 and "24 images" in drawn.get_suptitle()
+    (legend,) = drawn.legends
+    assert [text.get_text().split(":")[0] for text in legend.get_texts()] == [S, SEED, FAR]
+    assert not drawn.axes[7].axison  # the description after talk about the same image
+    contrasts = pd.concat([models.contrasts(rows, reference) for reference in (S, SEED)])
+    against = figures.depth_or_training(contrasts, 2048)
+    assert [label.get_text() for label in against.axes[0].get_yticklabels()] == [SEED, FAR]
+    points = [bars.lines[0].get_xdata().tolist() for bars in against.axes[0].containers]
+    assert points == [pytest.approx([0.25, 0]), pytest.approx([0.25])]  # than S, than its other run
+    gains = models.gains(ladder[1])
+    gains.loc[gains["model"] == FAR, "limit"] = "no cost"
+    won = figures.pruning_gain(gains, recovery.RATE)
+    hollow = [len(line.get_xdata()) for axes in won.axes for line in axes.lines
+              if line.get_markerfacecolor() == "white"]
+    assert hollow == [1] * 4 and len(won.axes) == 2

@@ -15,12 +15,13 @@ from vdp_utils.findings import (KINDS, OTHER_AND_MISLEADING, PRESENCE, distance,
                                 recovery)
 from vdp_utils.findings.decline import ends
 from vdp_utils.findings.priors import KEYS, moved, with_log_chances
-from vdp_utils.measuring.measure import measure_sample, presence_conditions
+from vdp_utils.measuring.measure import measure, measure_sample, presence_conditions
 from vdp_utils.measuring.placed import placed_condition, placed_sample
 from vdp_utils.measuring.pruned import answers_sample
+from vdp_utils.sources.samples import one_pair
 from vdp_utils.stats import Verdict
 
-OTHERS = ("embedded-s-short", "embedded-s-far", "embedded-s-seed1")  # that join, unless told
+OTHERS = ("embedded-s-far", "embedded-s-short", "embedded-s-seed1")  # that join, unless told
 LENGTHS = (0, 512, 2048)
 IMAGES = ("own", "text")
 GAP, NEAR = "gap", "near"  # distance without text, and text without distance
@@ -54,6 +55,14 @@ def conditions(lvlm, lengths, rates=recovery.FEW_RATES) -> dict[str, list]:
             distance.ROWS: placed}
 
 
+def measured(lvlm, samples: list, store, lengths, rates=recovery.FEW_RATES,
+             recompute: bool = False) -> list[pd.DataFrame]:
+    """One model's tables of presence (all questions), and pruned and placed (a pair an image)."""
+    return [measure(lvlm, samples if table == PRESENCE else one_pair(samples), asked, store, table,
+                    recompute, EACH[table]).assign(model=lvlm.name)
+            for table, asked in conditions(lvlm, lengths, rates).items()]
+
+
 def answers(presence: pd.DataFrame, placed: pd.DataFrame) -> pd.DataFrame:
     """Rows of image and description by what stands `between` them and the question.
 
@@ -82,18 +91,14 @@ def _shared(rows: pd.DataFrame, cell: list[str]) -> pd.DataFrame:
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """Accuracy by model, image or description, what stands between, and length."""
-    return stats.by_group(rows, ["model", *CELL, "context_length"], stats.balanced_accuracy,
-                          sort=False)
+    return stats.by_group(rows, ["model", *CELL, "context_length"],
+                          {"balanced accuracy": stats.balanced_accuracy}, sort=False)
 
 
 def drops(rows: pd.DataFrame) -> pd.DataFrame:
-    """What each model loses to the longest context or distance; Holm over all lines."""
-    lines = []
-    for (model, *cell), part in rows.groupby(["model", *CELL], sort=False):
-        near, far = ends(part)
-        lines.append(dict(model=model, **dict(zip(CELL, cell)))
-                     | stats.accuracy_test((1, near), (-1, far)).columns())
-    return stats.family(pd.DataFrame(lines))
+    """What each model loses to the longest context or distance."""
+    return stats.by_group(rows, ["model", *CELL], {
+        "drop": lambda part: stats.balanced_accuracy_difference(*ends(part))}, sort=False)
 
 
 def contrasts(rows: pd.DataFrame, reference: str) -> pd.DataFrame:
