@@ -24,7 +24,8 @@ def _ordered(found) -> list[str]:
 
 
 def _grid(table: pd.DataFrame, height: float, **shared):
-    """The figure, and an axes by (image or description, what stands between) of a table."""
+    """The figure, its panels, an axes and the lines of a table by (image or description, what
+    stands between), and the lowest axes of each column."""
     columns = [name for name in BETWEEN if name in set(table["between"])]
     figure, panels = plt.subplots(2, len(columns), figsize=(WIDE, height), sharex=True, sharey=True,
                                   squeeze=False)
@@ -38,13 +39,15 @@ def _grid(table: pd.DataFrame, height: float, **shared):
                 found[image, between] = axes, cells[image, between]
             else:  # not asked: the description of this image after talk about it
                 axes.axis("off")
-    return figure, panels, found
+                panels[0][columns.index(between)].tick_params(labelbottom=True)
+    bottom = {between: axes for (_, between), (axes, _) in found.items()}  # of each column
+    return figure, panels, found, bottom
 
 
 def side_by_side(summary: pd.DataFrame) -> Figure:
     """F10: accuracy by length, a curve a model, for the image and its description."""
     names, lengths = _ordered(summary["model"]), sorted(summary["context_length"].unique())
-    figure, panels, cells = _grid(summary, 4.2)
+    figure, panels, cells, bottom = _grid(summary, 4.2)
     for axes, part in cells.values():
         for number, name in enumerate(names):
             label = f"{name}: {SAW[name]}" if name in SAW else name
@@ -54,11 +57,13 @@ def side_by_side(summary: pd.DataFrame) -> Figure:
         axes.set_xlabel("")
     for line, version in zip(panels, VERSIONS.values()):
         line[0].set_ylabel(f"{version}\nbalanced accuracy")
-    panels[0][0].set_ylim(min(0.4, summary["low"].min() - 0.03), 1.01)
-    figure.supxlabel("tokens of text between, or positions of distance", fontsize=8)
+    for between, axes in bottom.items():
+        axes.set_xlabel("positions" if between == "gap" else "context tokens")
+    panels[0][0].set_ylim(min(0.4, summary["low"].min() - 0.03), 1.03)
     style.shared_legend(figure, panels[0][0], columns=2)
-    figure.suptitle("Presence questions, by how far from them training saw image and text "
-                    f"(n = {summary['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    figure.suptitle("Presence questions after distance, text, or both "
+                    f"(n = {summary['n_images'].max()} images, 95 % intervals)\nBelow: how many "
+                    "tokens off its question training saw the text, and the image", fontsize=8)
     return figure
 
 
@@ -67,7 +72,7 @@ def depth_or_training(table: pd.DataFrame, longest: int) -> Figure:
     runs = list(dict.fromkeys(table["reference"]))
     table = table[table["model"] != runs[0]]
     names = _ordered(table["model"])
-    figure, panels, cells = _grid(table, 0.5 * len(names) + 1.8)
+    figure, panels, cells, bottom = _grid(table, 0.5 * len(names) + 1.8)
     for axes, part in cells.values():
         for number, run in enumerate(runs):
             some = part[part["reference"] == run]
@@ -75,17 +80,17 @@ def depth_or_training(table: pd.DataFrame, longest: int) -> Figure:
             axes.errorbar(some["effect"], places, linestyle="none", marker=MARKERS[number],
                           xerr=((some["effect"] - some["low"]).clip(lower=0),
                                 (some["high"] - some["effect"]).clip(lower=0)),
-                          color=PALETTE[number], label=f"than {run}", elinewidth=0.8, capsize=1.5)
+                          color=PALETTE[number], label=f"beside {run}", elinewidth=0.8, capsize=1.5)
         axes.axvline(0, color="0.5", linewidth=0.8)
     panels[0][0].set_yticks(range(len(names)), names)
     panels[0][0].set_ylim(len(names) - 0.4, -0.6)
     for line, version in zip(panels, VERSIONS.values()):
         line[0].set_ylabel(version)
-    figure.supxlabel(f"balanced accuracy that it loses less, from 0 to {longest} (right: it loses "
-                     "less)", fontsize=8)
+    for axes in bottom.values():
+        axes.set_xlabel("loses more | less")
     style.shared_legend(figure, panels[0][0])
-    figure.suptitle("What depth and training do to the loss "
-                    f"(n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    figure.suptitle(f"Loss of balanced accuracy from 0 to {longest}: another model's minus each "
+                    f"one's (n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
     return figure
 
 
@@ -113,5 +118,5 @@ def pruning_gain(table: pd.DataFrame, rate: float) -> Figure:
     panels[0][0].set_ylim(len(names) - 0.5, -0.5)
     style.shared_legend(figure, panels[0][0])
     figure.suptitle(f"Pruning at rate {rate}, positions closed up (n = {table['n_images'].max()} "
-                    "images, 95 % intervals; hollow: the context costs nothing)", fontsize=8)
+                    "images, 95 % intervals; hollow: no significant cost)", fontsize=8)
     return figure
