@@ -95,9 +95,9 @@ def test_a_law_fits_what_it_made(name):
 
 def test_the_rate_between_two_measured_ones_is_interpolated(rising):
     found = law.answers(rising)
-    low, middle, high = (law._at(found, at)["correct"] for at in (0.3, 0.4, 0.5))
+    low, middle, high = (law._at(found, at, HELD_OUT)["correct"] for at in (0.3, 0.4, 0.5))
     assert middle.tolist() == pytest.approx(((low + high) / 2).tolist())
-    part = law._at(found, 0.5)
+    part = law._at(found, 0.5, HELD_OUT)
     rows = rising[(rising["context_length"] == HELD_OUT) & (rising["rate"] == 0.5)
                   & (rising["mode"] == "compress compact") & (rising["strategy"] == "accumulated")]
     assert part["correct"].mean() == pytest.approx(rows["correct"].mean())
@@ -180,7 +180,7 @@ def test_the_figure_says_what_was_fitted_and_judged(rising):
     found = law.answers(rising)
     table = law.laws(found)
     drawn = figures.law(law.accuracies(rising), law.best_rates(rising), table, law.use(found),
-                        law.predicted, HELD_OUT, "a model")
+                        law.predicted, "a model")
     said = [[text.get_text() for text in axes.get_legend().get_texts()] for axes in drawn.axes
             if axes.get_legend()]
     assert {f"law: {table['law'].iloc[0]}", "during prefill"} < set(said[1])

@@ -190,7 +190,7 @@ def f11(stored: Stored):
     found = law.answers(rows)
     yield "fig11_scaling_law", plots.law(
         law.accuracies(rows), law.best_rates(rows), law.laws(found), law.use(found), law.predicted,
-        law.HELD_OUT, stored.model)
+        stored.model)
 
 
 def f12(stored: Stored):

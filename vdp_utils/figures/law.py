@@ -15,7 +15,7 @@ PANELS = {"image": "answer in the image", "text": "answer in a description\namid
 
 
 def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, use: pd.DataFrame, predicted,
-        held_out: int, model: str) -> Figure:
+        model: str) -> Figure:
     """F11: accuracy against the rate by target and length; the best rate by variant, and what laws
     say; and what the law's rates are worth on other images.
 
@@ -37,7 +37,7 @@ def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, use: pd.Da
     axes["image"].annotate("chance", (0.95, 0.5), xytext=(0, 2), textcoords="offset points",
                            fontsize=6, color="0.4", ha="right")
     axes["text"].legend(fontsize=6, title="context length", title_fontsize=6)
-    _lengths(axes["best"], lengths, held_out)
+    _lengths(axes["best"], lengths)
     for number, (variant, part) in enumerate(best.groupby("variant", sort=False)):
         style.curve(axes["best"], part, number, label=variant, line="none")
         axes["best"].plot(part["context_length"] * (1 + 0.05 * (number - 1)), part["measured"],
@@ -48,7 +48,7 @@ def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, use: pd.Da
         axes["best"].plot(fine, predicted(line, fine), look, color="0.3", label=f"law: {line.law}")
     axes["best"].set(ylabel="best pruning rate", ylim=(-0.03, 1.12),
                      title="where the mean's parabola is highest\n(hollow: the best measured rate)")
-    _lengths(axes["use"], lengths, held_out)
+    _lengths(axes["use"], lengths)
     accuracy = use[use["measure"] == "accuracy"]
     for number, choice in enumerate(CHOICES):
         style.curve(axes["use"], accuracy[accuracy["choice"] == choice], number, label=choice)
@@ -62,11 +62,10 @@ def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, use: pd.Da
     return figure
 
 
-def _lengths(axes, lengths, held_out: int) -> None:
-    """The axis of context lengths, those that laws are fitted to shaded."""
+def _lengths(axes, lengths) -> None:
+    """The axis of context lengths, those that laws are fitted to shaded: all but the longest."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [style.short(length) for length in lengths])
     axes.minorticks_off()
     axes.set_xlabel("context length (tokens; shaded: the laws' fit)")
-    axes.axvspan(lengths[0] / 1.2, max(n for n in lengths if n < held_out) * 1.2, color="0.94",
-                 zorder=-1, linewidth=0)
+    axes.axvspan(lengths[0] / 1.2, lengths[-2] * 1.2, color="0.94", zorder=-1, linewidth=0)

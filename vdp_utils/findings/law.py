@@ -72,6 +72,7 @@ class Curves:
         self.images = found.index.get_level_values("image_id").unique()
         by = ["image_id", "answer", "target", "context_length"]
         groups = found.groupby(level=by)
+        self.short = self.lengths < self.lengths[-1]  # which laws are fitted to
         targets = found.index.unique("target")
         every = pd.MultiIndex.from_product([self.images, ["no", "yes"], targets, self.lengths],
                                            names=by)
@@ -125,10 +126,11 @@ def predicted(line, lengths) -> np.ndarray:
 
 
 def laws(found: pd.DataFrame) -> pd.DataFrame:
-    """One line a law, least AIC first: fitted to the best rates below HELD_OUT, with the rate that
-    it predicts there, its interval from bootstrapping the whole fit, and the best rate there."""
+    """One line a law, least AIC first: fitted to the best rates of all lengths but the longest,
+    with the rate that it predicts there, its interval from bootstrapping the whole fit, and the
+    best rate there."""
     curves = Curves(found)
-    short, once = curves.lengths < HELD_OUT, np.ones((1, len(curves.images)))
+    short, once = curves.short, np.ones((1, len(curves.images)))
     best, n = curves.best(once), short.sum()
     lines = []
     for law, (terms, shapes) in LAWS.items():
@@ -137,7 +139,7 @@ def laws(found: pd.DataFrame) -> pd.DataFrame:
 
         def at_the_end(times, law=law):
             some = fit(law, curves.lengths[short], curves.best(times)[:, short])[1]
-            return rate(law, some, HELD_OUT)
+            return rate(law, some, curves.lengths[-1])
 
         lines.append(dict(law=law, aic=n * np.log(squares[0] / n + 1e-6) + 2 * count,
                           shape=parameters[0, 0], first=parameters[0, 1], second=parameters[0, 2])
@@ -184,12 +186,12 @@ def rise(found: pd.DataFrame) -> Estimate:
 
 
 def best_fixed(found: pd.DataFrame) -> float:
-    """The one measured rate that is best in the mean over the lengths below HELD_OUT."""
+    """The one measured rate that is best in the mean over all lengths but the longest."""
     curves = Curves(found)
-    return curves.rates[curves.measured()[curves.lengths < HELD_OUT].mean(0).argmax()]
+    return curves.rates[curves.measured()[curves.short].mean(0).argmax()]
 
 
-def _at(found: pd.DataFrame, wanted: float, length: int = HELD_OUT) -> pd.DataFrame:
+def _at(found: pd.DataFrame, wanted: float, length: int) -> pd.DataFrame:
     """Rows after `length` tokens, `correct` interpolated between the measured rates."""
     part = found.xs(length, level="context_length")
     correct = [np.interp(wanted, part.columns.to_numpy(float), line) for line in part.to_numpy()]
@@ -202,10 +204,10 @@ def _both(part: pd.DataFrame, weight: float = 1) -> list[tuple[float, pd.DataFra
 
 
 def use(found: pd.DataFrame) -> pd.DataFrame:
-    """What a law is worth on images, and after HELD_OUT tokens, that it was not fitted to.
+    """What a law is worth on images, and at the longest length, that it was not fitted to.
 
-    The law and the best fixed rate are those of the first half of the images and the lengths below
-    HELD_OUT. Two lines for each length and choice with its `rate`: the mean accuracy of both
+    The law and the best fixed rate are those of the first half of the images and all lengths but
+    the longest. Two lines for each length and choice with its `rate`: the mean accuracy of both
     targets on the other half, and the law's minus that, paired over images (`measure` ACCURACY and
     GAIN). The oracle's rate is the measured one that is best at that length on these very images,
     which makes it optimistic.
@@ -231,7 +233,8 @@ def tests(found: pd.DataFrame) -> pd.DataFrame:
     """The rule's cell from `answers`: accuracy at the law's rate minus at the best fixed one."""
     fixed, slope = best_fixed(found), rise(found)
     law, ours = laws(found).loc[0, ["law", "value"]]
-    test = stats.accuracy_test(*_both(_at(found, ours)), *_both(_at(found, fixed), -1))
+    end = found.index.unique("context_length").max()
+    test = stats.accuracy_test(*_both(_at(found, ours, end)), *_both(_at(found, fixed, end), -1))
     return stats.family(pd.DataFrame([
         dict(law=law, rate=ours, fixed=fixed) | test.columns()
         | dict(rise=slope.value, holds=slope.low > 0)]))
