@@ -26,7 +26,7 @@ from vdp_utils import paths, stats
 from vdp_utils.commands import bench, figures
 from vdp_utils.commands.run import run as run_notebook
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (PRESENCE, concentration, cost, law, mmdu, models, ranking,
+from vdp_utils.findings import (PRESENCE, concentration, cost, distance, law, mmdu, ranking,
                                 recovery)
 from vdp_utils.lvlm import load
 from vdp_utils.measuring.store import ResultStore
@@ -40,7 +40,7 @@ PLACES = re.compile(r"/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\|\.ve
 TABLES = {"cost.TIMES": cost.TIMES, "ranking.STRATEGIES": ranking.STRATEGIES,  # 09 reads others too
           "findings.PRESENCE": PRESENCE, "concentration.MASSES": concentration.MASSES,
           "recovery.PRUNED": recovery.PRUNED, "mmdu.DIALOGUES": mmdu.DIALOGUES,
-          "law.LAW": law.LAW, "models.measured": PRESENCE}  # 10 compares models
+          "law.LAW": law.LAW, "distance.ROWS": distance.ROWS}
 
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 measuring = pytest.mark.parametrize("path", MEASURING, ids=lambda path: path.stem)

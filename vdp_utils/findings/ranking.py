@@ -11,7 +11,6 @@ STRATEGIES = "F7_F9_strategies"  # the table of answers by strategy
 KIND = "misleading"  # so that something should go, and in the text-target something should stay
 TARGETS = {"image": "own", "text": "text_middle"}  # where the answer is: what stands for the image
 RATES = {512: (0.5, 0.9), 2048: (0.9,)}  # by context length; half of 2,048 would cost hours
-IMAGES = 100  # after each context a question's prompt is run some sixty times
 FASTV_LAYER = 1  # which counts from 0: FastV drops image tokens after the second layer
 SEEDS = 2
 PAPER, CHANCE = "accumulated", "random"
