@@ -321,8 +321,7 @@ def check_smoke(path, folder):
                           (folder / "rows" / table(path)).rglob("part-*.parquet")])
         assert len(rows) and rows["image_id"].nunique() <= 10
         store = ResultStore(folder / "rows")
-        beside = set(models.OTHERS[:1]) if "models.measured" in path.read_text() else set()
-        assert {one["model"] for one in store.conditions(table(path))} == {"embedded-s"} | beside
+        assert {one["model"] for one in store.conditions(table(path))} == {"embedded-s"}
         verdicts = [json.loads(p.read_text()) for p in (folder / "rows").glob("*_verdict.json")]
         assert {verdict["model"] for verdict in verdicts} == {"embedded-s"}
 
