@@ -14,7 +14,7 @@ from vdp_utils import commands, paths
 from vdp_utils.commands.__main__ import app, main
 from vdp_utils.errors import VDPError
 
-COMMANDS = ("run", "figures", "bench", "peers", "probe", "train", "held-out")
+COMMANDS = ("run", "figures", "bench", "peers", "probe", "sources", "train", "held-out")
 FOR_OTHERS = {"__init__", "__main__", "inputs"}  # modules that are no command
 NAMED_OTHERWISE = {"figures": "redraw"}
 HEAVY = {"torch", "transformers", "numpy", "pandas", "matplotlib", "papermill", "snakemake"}
@@ -67,8 +67,10 @@ def test_help_waits_for_nothing_heavy():
     ("bench", "", ("quick", [], [], 5)),
     ("peers", "", ("quick", [1024, 2048], 5)),
     ("probe", "a/b --images 4 --length 64 --device cuda --dtype bfloat16 --out o --json",
-     ("a/b", 4, [64], "cuda", "bfloat16", Path("o"), True)),
-    ("probe", "embedded-s", ("embedded-s", 24, [2048], None, "auto", None, False)),
+     ("a/b", 4, [64], "cuda", "bfloat16", Path("o"), True, "scenes", None)),
+    ("probe", "a/b --data pope+svit --data-root r",
+     ("a/b", 24, [2048], None, "auto", None, False, "pope+svit", Path("r"))),
+    ("sources", "coco r --model a/b", ("coco", Path("r"), "a/b")),
     ("train", "--size M --minutes 3 --start-from S",
      ("m", 3, Path("build/training"), "S", None, 750, 0, False)),
     ("train", "--instrument far --start-from s --steps 9 --seed 2 --export",

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
 from vdp_utils.attention.tokens import Kind
@@ -225,44 +224,6 @@ def test_contexts_draw_from_a_stream_of_their_own(tiny, samples, monkeypatch, ki
     used = [scene.seed, *((*scene.seed, n) for n in (1, 2, 3))]  # compose, render, questions
     states = [np.random.default_rng(key).random() for key in (*keys, *used)]
     assert len(set(states)) == len(states) == 5
-
-
-def test_open_image_takes_paths_and_images(tmp_path):
-    grey = Image.new("L", (5, 4), 7)
-    grey.save(tmp_path / "grey.png")
-    for given_image in (grey, tmp_path / "grey.png", str(tmp_path / "grey.png")):
-        opened = prompts.open_image(given_image)
-        assert opened.mode == "RGB" and opened.size == (5, 4)
-        assert opened.getpixel((0, 0)) == (7, 7, 7)
-
-
-def test_missing_and_corrupt_images_are_named(tmp_path):
-    with pytest.raises(VDPError, match="gone.png does not exist: check the path"):
-        prompts.open_image(tmp_path / "gone.png")
-    path = tmp_path / "corrupt.png"
-    path.write_text("no image at all")
-    with pytest.raises(VDPError, match="corrupt.png cannot be read.*replace the file"):
-        prompts.open_image(path)
-    with pytest.raises(VDPError, match="cannot be read"):
-        prompts.open_image(tmp_path)
-
-
-@pytest.fixture
-def truncated(tmp_path):
-    path = tmp_path / "truncated.png"
-    Image.fromarray(scenes.render(scenes.compose("train", 0))).save(path)
-    path.write_bytes(path.read_bytes()[:4000])
-    return path
-
-
-def test_truncated_image_is_refused(truncated):
-    with pytest.raises(VDPError, match="cannot be read.*replace the file"):
-        prompts.open_image(truncated)
-
-
-def test_truncated_image_is_named(truncated):
-    with pytest.raises(VDPError, match="truncated.png cannot be read"):
-        prompts.open_image(truncated)
 
 
 def with_template(tiny, template):

@@ -1,4 +1,3 @@
-import json
 import re
 from collections import Counter
 from itertools import islice
@@ -370,67 +369,3 @@ def test_as_text_is_one_line_a_turn():
                                 {"from": "user", "value": "Thanks."}]}
     assert dialogues.as_text(record, "Next. ") == (
         "User: Next. Is it day?\nAssistant: Yes.\nUser: Thanks.\n")
-
-
-@pytest.mark.parametrize("shape", ["flat", "nested", "human"])
-def test_svit_files_go_round(tmp_path, shape):
-    rng = np.random.default_rng(0)
-    records = [dialogues.dialogue(scenes.compose("train", n), rng, 3) for n in range(4)]
-    written = json.loads(json.dumps(records))
-    for record in written:
-        said = record["conversations"]
-        if shape == "nested":
-            record["conversations"] = [{"content": said[n:n + 2]} for n in range(0, 6, 2)]
-        elif shape == "human":
-            for turn in said:
-                turn["from"] = {"user": "human", "gpt": "assistant"}[turn["from"]]
-    path = tmp_path / "dialogues.json"
-    path.write_text(json.dumps(written))
-    assert dialogues.load_dialogues(path) == dialogues.load_dialogues(str(path)) == records
-
-
-USER, GPT = {"from": "user", "value": "Is it?"}, {"from": "gpt", "value": "It is."}
-GOOD = {"image_id": 1, "conversations": [USER, GPT]}
-MALFORMED = {
-    "no image_id": {"conversations": [USER, GPT]},
-    "no conversations": {"image_id": 1},
-    "conversations not a list": {"image_id": 1, "conversations": 5},
-    "conversations a text": {"image_id": 1, "conversations": "hello"},
-    "no turns": {"image_id": 1, "conversations": []},
-    "no from": {"image_id": 1, "conversations": [{"value": "Is it?"}, GPT]},
-    "no value": {"image_id": 1, "conversations": [USER, {"from": "gpt"}]},
-    "assistant first": {"image_id": 1, "conversations": [GPT, USER]},
-    "two users": {"image_id": 1, "conversations": [USER, USER]},
-    "no last answer": {"image_id": 1, "conversations": [USER, GPT, USER]},
-    "empty text": {"image_id": 1, "conversations": [USER, {"from": "gpt", "value": "  "}]},
-    "number as text": {"image_id": 1, "conversations": [USER, {"from": "gpt", "value": 3}]},
-    "content empty": {"image_id": 1, "conversations": [{"content": []}]},
-    "content null": {"image_id": 1, "conversations": [{"content": None}]},
-    "unknown role": {"image_id": 1,
-                     "conversations": [{"from": "system", "value": "Be brief."}, GPT]},
-    "a text": "hello",
-    "null": None,
-}
-
-
-@pytest.mark.parametrize("record", MALFORMED.values(), ids=MALFORMED)
-def test_malformed_dialogue_is_named_by_file_and_number(tmp_path, record):
-    path = tmp_path / "dialogues.json"
-    path.write_text(json.dumps([GOOD, GOOD, record, GOOD]))
-    with pytest.raises(VDPError, match="dialogues.json: dialogue 2 is malformed"):
-        dialogues.load_dialogues(path)
-
-
-@pytest.mark.parametrize("content, says", [
-    (b"{not json", "cannot be read as JSON.*give an SVIT file"),
-    (b"\xff\xfe\x00", "cannot be read as JSON"),
-    (b"", "cannot be read as JSON"),
-    (b'{"image_id": 1}', "expected a list of dialogues, found dict"),
-    (None, "cannot be read as JSON.*No such file"),
-], ids=["not JSON", "not text", "empty", "not a list", "missing"])
-def test_unreadable_file_is_named(tmp_path, content, says):
-    path = tmp_path / "dialogues.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(VDPError, match=f"dialogues.json: {says}"):
-        dialogues.load_dialogues(path)

@@ -100,11 +100,28 @@ def probe(
         show_default="build/probe/MODEL",
         help="Folder of rows and figure; what it has is not measured again.")] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON instead.")] = False,
+    data: Annotated[str, Option(
+        help="Whose images: scenes, table, coco, visual-genome, svit, pope, ..., and after a + "
+        "whose talk about other images, such as pope+svit.")] = "scenes",
+    data_root: Annotated[Path | None, Option(
+        metavar="ROOT", show_default=False, help="The folder its files lie in.")] = None,
 ):
     """Say what a model loses to text, what to distance, and what helps."""
     from vdp_utils.commands.probe import probe
 
-    probe(model, images, length, device, dtype, out, as_json)
+    probe(model, images, length, device, dtype, out, as_json, data, data_root)
+
+
+@app.command()
+def sources(
+    data: Annotated[str, Argument(help="table, coco, visual-genome, svit, pope, pope+svit, ...")],
+    root: Annotated[Path, Argument(help="The folder its files lie in, or a table's file.")],
+    model: Annotated[str, Option(help="Whose tokens the talk is counted in.")] = "embedded-s",
+):
+    """Say what of photographs, questions and talk lies in a folder."""
+    from vdp_utils.commands.sources import sources
+
+    sources(data, root, model)
 
 
 @app.command()

@@ -168,6 +168,19 @@ def base_gguf() -> Path:
     return files[0]
 
 
+def load_tokenizer(name: str):
+    """The tokenizer of a model that `load_lvlm` loads, without the model."""
+    check_names(name)
+    try:
+        if name.startswith("embedded-"):
+            path = base_gguf()
+            return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        return AutoTokenizer.from_pretrained(name)
+    except (ImportError, OSError, ValueError) as error:
+        raise VDPError(f"the tokenizer of {name!r} cannot be loaded ({error}): {LOADABLE}"
+                       ) from error
+
+
 def build_embedded(layers: int) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     """A LLaVA on the base model's first `layers` decoder layers; tower and projector random."""
     path = base_gguf()

@@ -3,7 +3,6 @@
 import re
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -141,17 +140,6 @@ def stop_ids(lvlm: LVLM) -> set[int]:
     """Token ids that end an answer."""
     ids = lvlm.model.generation_config.eos_token_id
     return {lvlm.tokenizer.eos_token_id, *(ids if isinstance(ids, list) else [ids])} - {None}
-
-
-def open_image(image: Image.Image | str | Path) -> Image.Image:
-    """An RGB image from a path or a PIL image. VDPError if it is missing or cannot be read."""
-    try:
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        return opened.convert("RGB")
-    except FileNotFoundError as error:
-        raise VDPError(f"image {image} does not exist: check the path") from error
-    except (OSError, SyntaxError) as error:
-        raise VDPError(f"image {image} cannot be read ({error}): replace the file") from error
 
 
 @lru_cache(maxsize=8)

@@ -19,6 +19,7 @@ from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues
+from vdp_utils.sources.pictures import open_image
 from vdp_utils.sources.samples import PICTURES, Sample
 
 CODE_VERSION = 2  # raise it when a change here, or in prompts or dialogues, changes a row
@@ -75,9 +76,9 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     context_tokens, question_tokens; options and their log_likelihoods
     (nats), answer, predicted, correct; margin (log-likelihood of the answer minus that of the
     best other option), greedy (text, "" where not asked), target_share (share of the image that
-    the asked noun fills), seconds (the sample's wall time, divided among its questions), and what
-    the answer position attends to: attention, layers x 4 (`Kind`, heads' mean), and head_image,
-    layers x heads (on the image), both flattened float16.
+    the asked noun fills, nan where not known), seconds (the sample's wall time, divided among its
+    questions), and what the answer position attends to: attention, layers x 4 (`Kind`, heads'
+    mean), and head_image, layers x heads (on the image), both flattened float16.
     """
     conditions = list(conditions)
     if not conditions or not samples:
@@ -131,6 +132,7 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
     cache = prefill(lvlm, prefix) if share else None
     rows = []
     for number, question in enumerate(sample.questions):
+        target = question.nouns[0] if question.nouns else None  # a table need not name one
         asking = prompts.asking(lvlm, question, with_image)
         with record(lvlm.model, mass="last", kinds=kinds_of(lvlm, prefix, asking)) as recording:
             scores = score(lvlm, prefix, cache, asking, question.options)
@@ -141,7 +143,7 @@ def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = Tru
             **place(sample, number, one), kind=question.kind, nouns="/".join(question.nouns),
             image=one.image, **{f"{kind.name.lower()}_tokens": int(counts[kind]) for kind in Kind},
             **judged(question, scores), greedy=greedy,
-            target_share=sample.picture.share(question.nouns[0]), seconds=0.0,
+            target_share=sample.picture.share(target) if target else float("nan"), seconds=0.0,
             attention=halves(mass.mean(1)), head_image=halves(mass[..., Kind.IMAGE])))
     for row in rows:
         row["seconds"] = (time.perf_counter() - started) / len(rows)
@@ -252,7 +254,7 @@ def generate(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, max_new_tokens: 
 def answer(lvlm: LVLM, image: Image.Image | str | None, question: str, context: str = "",
            max_new_tokens: int = 40) -> str:
     """Ask any question about any image (PIL, a path, or None), behind any context text."""
-    start = prompts.opening(lvlm, prompts.open_image(image) if image is not None else None)
+    start = prompts.opening(lvlm, open_image(image) if image is not None else None)
     words = prompts.words(lvlm, context)
     prompts.check_length(lvlm, len(words), len(start))
     asked = dialogues.Question("free", question, "", (), ())

@@ -4,9 +4,7 @@ Dialogues use the schema of the released SVIT files (Zhao et al., arXiv 2307.040
 `{"image_id": ..., "conversations": [{"from": "user", "value": ...}, {"from": "gpt", ...}]}`.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -45,12 +43,12 @@ TEMPLATES = {
                      "Give a short description.", "Tell me about the image."],
                     ["Summarise what the image shows."]),
 }
-ROLES = {"user": "user", "human": "user", "gpt": "gpt", "assistant": "gpt"}
 QUESTION_KINDS = ("presence", "position", "relation", "counting", "naming", "description")
 QUESTION_LEAD = "About the image: "
 
 IRREGULAR = dict(sheep="sheep", fish="fish", deer="deer", knife="knives", wolf="wolves",
-                 leaf="leaves", tomato="tomatoes")
+                 leaf="leaves", tomato="tomatoes", person="people", man="men", woman="women",
+                 child="children", mouse="mice", skis="skis", scissors="scissors")
 YES = ["Yes.", "Yes, {a}.", "Yes, there is {a}.", "Yes, I can see {a}.", "It does have {a}.",
        "Indeed, there is {a}.", "Yes, {a} is there.", "Sure, I see {a}."]
 NO = ["No.", "No, there is no {n}.", "I cannot see {a}.", "No {n} here.", "No, I see no {n}.",
@@ -104,7 +102,8 @@ PLACE_NAMES = dict(kitchen="a kitchen", market="a market", street="a street", fa
                    forest="a forest", bedroom="a home", wardrobe="a wardrobe",
                    workshop="a workshop", stage="a stage", sky="the open air")
 LEADS = ["Now a different picture.", "Here is another picture.", "Next picture, please.",
-          "Let us turn to another image.", "Another image now."]
+         "Let us turn to another image.", "Another image now."]
+TRIES = 1_000  # other pictures looked at for one of which something may be said
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def plural(noun: str) -> str:
         return IRREGULAR[noun]
     if noun.endswith(("s", "x", "ch", "sh")):
         return noun + "es"
-    return noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
+    return noun[:-1] + "ies" if noun.endswith("y") and noun[-2:-1] not in "aeiou" else noun + "s"
 
 
 def _pick(rng, items):
@@ -213,12 +212,13 @@ def describe(picture: Picture, rng, avoid=()) -> str:
         if noun in avoid:
             continue
         if count > 1:
-            sentences.append(f"There are {NUMBERS[count - 1] if count <= 4 else count} "
+            sentences.append(f"There are {NUMBERS[count - 1] if count <= 4 else 'many'} "
                              f"{plural(noun)}.")
             continue
-        item = next(i for i in picture.items if i.noun == noun)
-        place = position(item)
-        where = f" at the {place}" if place else " near the middle"
+        where = ""
+        if count == 1:
+            place = position(next(i for i in picture.items if i.noun == noun))
+            where = f" at the {place}" if place else " near the middle"
         sentences.append(f"There is {a(noun)}{where}.")
     return " ".join(sentences[i] for i in rng.permutation(len(sentences)))
 
@@ -280,36 +280,6 @@ def dialogue(scene, rng, turns: int, avoid=()) -> dict:
     return {"image_id": scene.image_id, "conversations": conversations}
 
 
-def load_dialogues(path) -> list[dict]:
-    """Dialogues of an SVIT file; nested `content` turns are flattened. VDPError if malformed."""
-    path = Path(path)
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise VDPError(f"{path}: cannot be read as JSON ({error}); give an SVIT file: a list of "
-                       '{"image_id": ..., "conversations": [...]}') from error
-    if not isinstance(records, list):
-        raise VDPError(f"{path}: expected a list of dialogues, found {type(records).__name__}")
-    return [_checked(record, f"{path}: dialogue {n}") for n, record in enumerate(records)]
-
-
-def _checked(record, where: str) -> dict:
-    try:
-        turns = [turn for part in record["conversations"]
-                 for turn in (part["content"] if "content" in part else [part])]
-        pairs = [(turn["from"], turn["value"]) for turn in turns]
-        image_id = record["image_id"]
-    except (KeyError, TypeError) as error:
-        raise VDPError(f"{where} is malformed ({error!r}): each needs image_id and conversations "
-                       "of turns with 'from' and 'value'") from error
-    roles = [ROLES.get(role) for role, _ in pairs]
-    if not pairs or roles != ["user", "gpt"] * (len(roles) // 2) or not all(
-            isinstance(value, str) and value.strip() for _, value in pairs):
-        raise VDPError(f"{where} is malformed: turns must alternate user, gpt and hold text")
-    return {"image_id": image_id, "conversations": [
-        {"from": role, "value": value} for role, (_, value) in zip(roles, pairs)]}
-
-
 def as_text(record: dict, lead: str = "") -> str:
     """A dialogue as plain text, one line a turn; `lead` opens the first user turn."""
     lines = []
@@ -333,16 +303,17 @@ def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, le
     this picture and `other` about others, and neither names an asked noun, so neither states the
     answer. `mentions` is `other` with the asked nouns that the picture lacks affirmed of other
     pictures. Dialogues about others open with one of `leads`. Longer contexts extend shorter ones
-    at the far end.
+    at the far end. VDPError where nothing may be said: every turn there is names an asked noun.
     """
     check_context_kind(kind)
     rng = np.random.default_rng(seed)
     lure = [noun for noun, present in asked.items() if not present]
     while True:
         if kind == "same":
-            yield as_text(picture.dialogue(rng, 4, asked))
+            yield as_text(_said([picture], rng, lambda: picture.dialogue_turns, asked))
             continue
-        record = picture.other(rng).dialogue(rng, int(rng.integers(3, 6)), asked)
+        others = (picture.other(rng) for _ in range(TRIES))
+        record = _said(others, rng, lambda: int(rng.integers(3, 6)), asked)
         if kind == "mentions" and lure:
             noun = _pick(rng, lure)
             at = 2 * int(rng.integers(len(record["conversations"]) // 2 + 1))
@@ -350,6 +321,15 @@ def context_blocks(kind: str, picture: Picture, asked: dict[str, bool], seed, le
                 {"from": "user", "value": _template(rng, "presence", False).format(a=a(noun))},
                 {"from": "gpt", "value": _pick(rng, YES[1:]).format(a=a(noun))}]
         yield as_text(record, lead=_pick(rng, leads) + " ")
+
+
+def _said(among, rng, turns, asked) -> dict:
+    """The first dialogue that has turns, of any of the pictures."""
+    for picture in among:
+        if (record := picture.dialogue(rng, turns(), asked))["conversations"]:
+            return record
+    raise VDPError(f"nothing is said of {picture.image_id} and its like that does not name one of "
+                   f"{', '.join(asked)}: choose another context kind, or a source with more talk")
 
 
 def in_words(picture: Picture, seed) -> str:

@@ -3,9 +3,12 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from PIL import Image
+from PIL import Image, ImageOps
+
+from vdp_utils.errors import VDPError
 
 
 @dataclass(frozen=True)
@@ -38,18 +41,22 @@ class Picture(Protocol):
     image_id: str
     seed: tuple[int, ...]
     items: Sequence[Item]
+    dialogue_turns: int = 4  # of a dialogue about it, before another begins
 
     @property
     def caption(self) -> str:
         """What to write above it in a figure."""
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How often each noun stands in it, largest object first."""
+    def counts(self) -> dict[str, float]:
+        """How often each noun stands in it, largest object first; nan where that is not known."""
         return dict(Counter(item.noun for item in sorted(self.items, key=lambda i: -i.share)))
 
     def share(self, noun: str) -> float:
-        """Share of the picture that all objects of a noun fill, in [0, 1]; 0 where it has none."""
+        """Share of the picture that all objects of a noun fill, in [0, 1]; 0 where it has none.
+
+        nan where it has some, but no box of one is known.
+        """
 
     def absent(self, rng, avoid=()) -> str:
         """A noun that it might show, but does not, and that is not in `avoid`."""
@@ -67,4 +74,21 @@ class Picture(Protocol):
         """A random picture that contexts about other images may talk about."""
 
     def dialogue(self, rng, turns: int, avoid=()) -> dict:
-        """A dialogue about it in the SVIT schema (see `dialogues`), naming no noun of `avoid`."""
+        """A dialogue about it in the SVIT schema (see `dialogues`), naming no noun of `avoid`.
+
+        It has fewer turns, or none, where no more can be said so.
+        """
+
+
+def open_image(image: Image.Image | str | Path) -> Image.Image:
+    """An RGB image, its EXIF rotation applied, from a path or a PIL image.
+
+    VDPError if it is missing or cannot be read.
+    """
+    try:
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        return ImageOps.exif_transpose(opened).convert("RGB")
+    except FileNotFoundError as error:
+        raise VDPError(f"image {image} does not exist: check the path") from error
+    except Exception as error:  # a broken file leads Pillow into errors of any kind
+        raise VDPError(f"image {image} cannot be read ({error}): replace the file") from error

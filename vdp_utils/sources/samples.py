@@ -1,5 +1,6 @@
 """Samples: one picture and the questions that are asked about it."""
 
+import itertools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -75,21 +76,21 @@ def one_question(samples: list[Sample]) -> list[Sample]:
 
 
 def one_pair(samples: list[Sample]) -> list[Sample]:
-    """The samples with their first yes- and their first no-question."""
-    firsts = [[next(q for q in sample.questions if q.answer == answer) for answer in ("Yes", "No")]
-              for sample in samples]
-    return [replace(sample, questions=tuple(pair)) for sample, pair in zip(samples, firsts)]
+    """The samples with their first yes- and their first no-question; those that have both."""
+    firsts = [[q for answer in ("Yes", "No") for q in
+               [q for q in sample.questions if q.answer == answer][:1]] for sample in samples]
+    return [replace(sample, questions=tuple(pair)) for sample, pair in zip(samples, firsts)
+            if len(pair) == 2]
 
 
 def question_samples(split: str, count: int, kind: str, per_image: int = 3) -> list[Sample]:
     """The first `count` images of a split that have questions of `kind`, `per_image` at most."""
-    samples, index = [], 0
-    while len(samples) < count:
-        scene = scenes.compose(split, index)
-        rng = np.random.default_rng((*scene.seed, 3))
-        asked = [dialogues.ask(scene, kind, rng) for _ in range(2 * per_image)]
-        unique = {q.nouns: q for q in asked if q}
-        if unique:
-            samples.append(Sample(scene, tuple(unique.values())[:per_image]))
-        index += 1
-    return samples
+    every = (drawn(scenes.compose(split, i), kind, per_image) for i in itertools.count())
+    return list(itertools.islice((sample for sample in every if sample.questions), count))
+
+
+def drawn(picture: Picture, kind: str, most: int) -> Sample:
+    """A picture with up to `most` questions of a kind, each about other nouns."""
+    rng = np.random.default_rng((*picture.seed, 3))
+    asked = [dialogues.ask(picture, kind, rng) for _ in range(2 * most)]
+    return Sample(picture, tuple({q.nouns: q for q in asked if q}.values())[:most])
