@@ -284,7 +284,7 @@ def prepare(name, root):
     (lambda b: b"", "records should stand here as JSON in UTF-8"),
     (lambda b: b[:-9], r" \d+: not whole, or no JSON in UTF-8"),
     (lambda b: b"\xff\xfe" + b, "records should stand here as JSON in UTF-8"),
-    (lambda b: b.replace(b"a", b"\xff", 1), r"item 1: not whole, or no JSON in UTF-8"),
+    (lambda b: b.replace(b" ", b"\xff", 1), r"item 1: not whole, or no JSON in UTF-8"),
     (lambda b: b'"text"', "records should stand here as JSON in UTF-8"),
     (lambda b: b[:-1] + b"[" * 5000, "more than 1000 levels deep"),
     (lambda b: b"{}" if b[:1] == b"{" and b[:13] != b'{"question_id' else b"[]", "there is no "),
@@ -348,10 +348,11 @@ def use(name, root):
         assert len(str(error)) > 20
 
 
-@settings(derandomize=True, deadline=None, max_examples=40,
-          suppress_health_check=list(HealthCheck))
-@given(data=st.data(), name=st.sampled_from(list(READERS)))
-def test_any_bytes_are_read_or_refused(whole, data, name):
+FUZZED = settings(derandomize=True, deadline=None, max_examples=40,
+                  suppress_health_check=list(HealthCheck))
+
+
+def with_other_bytes(whole, data, name):
     root, path, content = whole[name]
     at = data.draw(st.integers(0, len(content)))
     cut = data.draw(st.integers(0, 30))
@@ -362,10 +363,7 @@ def test_any_bytes_are_read_or_refused(whole, data, name):
         path.write_bytes(content)
 
 
-@settings(derandomize=True, deadline=None, max_examples=40,
-          suppress_health_check=list(HealthCheck))
-@given(data=st.data(), name=st.sampled_from([name for name in READERS if name != "table"]))
-def test_any_values_are_read_or_refused(whole, data, name):
+def with_other_values(whole, data, name):
     root, path, content = whole[name]
     lines = name == "pope"
     value = [json.loads(line) for line in content.splitlines()] if lines else json.loads(content)
@@ -379,3 +377,27 @@ def test_any_values_are_read_or_refused(whole, data, name):
         use(name, root)
     finally:
         path.write_bytes(content)
+
+
+@FUZZED
+@given(data=st.data(), name=st.sampled_from(list(READERS)))
+def test_any_bytes_are_read_or_refused(whole, data, name):
+    with_other_bytes(whole, data, name)
+
+
+@FUZZED
+@given(data=st.data(), name=st.sampled_from([name for name in READERS if name != "table"]))
+def test_any_values_are_read_or_refused(whole, data, name):
+    with_other_values(whole, data, name)
+
+
+@pytest.mark.weekly
+@pytest.mark.parametrize("name", READERS)
+def test_ten_thousand_broken_files_are_read_or_refused(whole, name):
+    @settings(FUZZED, max_examples=10_000)
+    @given(data=st.data(), bytewise=st.booleans())
+    def check(data, bytewise):
+        change = with_other_bytes if bytewise or name == "table" else with_other_values
+        change(whole, data, name)
+
+    check()
