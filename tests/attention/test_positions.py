@@ -528,6 +528,10 @@ def test_a_cache_with_moved_ends_does_not_go_on_outside_its_block(llava, kind):
     with placed(kind, kinds)(model):
         cache = run(model, inputs, use_cache=True).past_key_values
         ids, logits = generated(model, said, past_key_values=copy.deepcopy(cache))
+        with halved(kinds)(model):
+            pruned = run(model, inputs, use_cache=True).past_key_values
+        with pytest.raises(VDPError, match="go on inside it"):
+            run(model, dict(input_ids=said["input_ids"][:, -3:]), past_key_values=pruned)
     with pytest.raises(VDPError, match="go on inside it"):
         generated(model, said, past_key_values=cache)
     more = extended("llava", inputs, torch.cat([said["input_ids"][:, -3:], ids[:, :-1]], 1))

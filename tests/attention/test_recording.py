@@ -539,7 +539,12 @@ def wrapped(model, how):
     if how == "peft":
         peft = pytest.importorskip("peft")
         return (peft.get_peft_model(model, peft.LoraConfig(
-            target_modules=["q_proj"], task_type="CAUSAL_LM")),) * 2  # it calls no hook by itself
+            target_modules=["q_proj"], task_type="CAUSAL_LM")),) * 2
+    if how == "direct":  # as earlier versions of peft
+        outer = nn.Module()
+        outer.inner, outer.generate = model, model.generate
+        outer.forward = lambda **inputs: model.forward(**inputs)
+        return outer, outer
     if how == "parallel":
         return nn.DataParallel(model), model
     if how == "module":
@@ -556,7 +561,7 @@ def wrapped(model, how):
     return model, model
 
 
-WRAPPERS = ["peft", "parallel", "module", "method", "forward", "decoder", "layers"]
+WRAPPERS = ["peft", "direct", "parallel", "module", "method", "forward", "decoder", "layers"]
 
 
 @pytest.mark.parametrize("how", WRAPPERS)

@@ -107,7 +107,7 @@ def held(model, hook, prepend: bool = False):
 
 
 def _take_over(model, undo: contextlib.ExitStack) -> None:
-    """Run hooks where a wrapper (peft) calls `forward` by itself; refuse what is no prompt."""
+    """Run hooks where a wrapper calls `forward` by itself; refuse what is no prompt."""
     called, plain = [], model.forward
 
     @wraps(plain)
