@@ -25,8 +25,7 @@ def as_text(summary: pd.DataFrame, measure: str, column: str = "context_kind",
     """A summary's measure as text with intervals: one line an `index`, one column a `column`."""
     part = summary[summary["measure"] == measure]
     texts = [str(Estimate(*line)) for line in part[list(Estimate.__match_args__)].to_numpy()]
-    return part.assign(text=texts).pivot(index=index, columns=column,
-                                         values="text").fillna("")
+    return part.assign(_text=texts).pivot(index=index, columns=column, values="_text").fillna("")
 
 
 def estimates(cells: pd.DataFrame) -> dict[str, Estimate]:
