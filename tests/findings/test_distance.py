@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from vdp_utils import figures
+from vdp_utils import figures, findings
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.findings import distance
 from vdp_utils.findings.distance import HARMLESS, KINDS, SMALLEST, labelled
@@ -118,6 +118,13 @@ def test_attention_and_time_are_relative(by_distance):
     assert lost.loc[lost["length"] == 0, "value"].tolist() == [0, 0]
     times = distance.times(by_distance).set_index("setting")["value"]
     assert times["pruned 0.9"] == pytest.approx(0.5) and times["near"] == pytest.approx(1)
+
+
+def test_its_table_has_a_column_for_each_text_and_setting(by_distance):
+    own = distance.summary(by_distance).query("image == 'own'")
+    table = findings.as_text(own, "balanced accuracy", ["text", "setting"], "length")
+    assert table.loc[2048, ("prose", "as it is")].startswith("0.")
+    assert set(KINDS) < set(table.columns.get_level_values("text"))
 
 
 def test_the_exchange_shows_whether_the_image_matters(by_distance):
