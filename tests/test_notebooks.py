@@ -271,7 +271,7 @@ def change(store, finding):
             "correct" in rows) else rows.index == rows.index
         for at in rows.index[right][:3]:
             if "correct" in rows:
-                rows.at[at, "correct"] = False
+                rows.at[at, "correct"] = rows["correct"].dtype.type(False)
                 rows.at[at, "predicted"] = {"yes": "no", "no": "yes"}[rows.at[at, "predicted"]]
             for name in {"log_likelihoods", "attention", "after"} & set(rows):
                 rows.at[at, name] = rows.at[at, name][::-1]

@@ -409,7 +409,7 @@ def test_committed_weights_match_their_manifests_and_are_small():
         weights = MODELS / size / "weights.safetensors"
         assert file_hash(weights) == manifest["weights_sha256"]
         assert manifest["base_sha256"] == file_hash(loading.base_gguf())
-        assert manifest["layers"] == SIZES[size]
+        assert manifest["layers"] == SIZES[size.partition("-")[0]]
         assert size == "l" or weights.stat().st_size <= 30e6, size
 
 
@@ -419,7 +419,7 @@ def test_what_it_can_see_was_measured_on_enough_questions():
               ("presence", "held-out templates"), ("presence", "held-out backgrounds"),
               ("position", "image"), ("position", "image blanked"), ("relation", "image"),
               ("counting", "image"), ("naming", "image")}
-    for size in sizes():
+    for size in {"s", *sizes()} - {"s-short", "s-far", "s-seed1"}:  # of which notebook 10 will tell
         table = pd.read_csv(MODELS / size / "held_out.csv")
         assert wanted <= set(zip(table["skill"], table["setting"])), size
         assert (table["n_rows"] >= 500).all(), table[table["n_rows"] < 500]

@@ -165,7 +165,7 @@ def f9(stored: Stored):
     modes = times[times["context_length"] == cost.LENGTH]
     yield "fig09_inference_cost", plots.cost(modes, stored.model)
     chosen = times[times["context_length"] == cost.STRATEGY_LENGTH]
-    late = times[times["context_length"].isin(cost.LONG)]
+    late = cost.summary(stored.rows(cost.LATE))
     yield "fig09_pareto", plots.pareto(
         cost.pareto(chosen, ranking.answers(stored.rows(ranking.STRATEGIES))),
         cost.by_length(late, stored.rows(recovery.PRUNED)), stored.model)

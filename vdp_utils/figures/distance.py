@@ -70,7 +70,7 @@ def parts(table: pd.DataFrame, model: str) -> Figure:
 def cures(table: pd.DataFrame, times: pd.DataFrame, model: str) -> Figure:
     """D1: gains of each setting, for answers in the image and in the text, and what it costs."""
     table = table[table["length"] == table["length"].max()]
-    settings = list(dict.fromkeys(table["setting"]))
+    settings = sorted(set(table["setting"]))
     kinds = [kind for kind in KINDS if kind in set(table["text"])]
     figure, panels = plt.subplots(1, len(kinds) + 1, figsize=(WIDE, 0.32 * len(settings) + 1.4),
                                   sharey=True)

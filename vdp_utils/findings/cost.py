@@ -10,12 +10,11 @@ from vdp_utils.measuring import pruned
 from vdp_utils.measuring.pruned import COMPACT, NONE
 from vdp_utils.stats import Estimate, Verdict
 
-TIMES = "F9_times"  # the table of seconds, one row per prompt and setting
+TIMES, LATE = "F9_times", "F9_late"  # tables of seconds: at LENGTH and STRATEGY_LENGTH; at LONG
 LENGTH, RATES = 1024, (0.5, 0.75, 0.9)  # where the modes are timed
 MODES = (COMPACT, "prefill", "evict")  # the first is the paper's reading
 STRATEGY_LENGTH = 512  # where the strategies are
 LONG = (1024, 2048)  # and where the paper's rule is timed at F6's rates
-TIMED, FEW = 20, 6  # images: timed at LENGTH, and elsewhere, where more would take too long
 MEASURES = {"ttft_s": "time to first token", "tpot_s": "time per output token",
             "cache_bytes": "cache"}
 SMALLEST = 0.05  # of a logarithm: five per cent
