@@ -131,8 +131,9 @@ def test_progress_bars_are_text_and_none_where_nobody_watches(tmp_path, capfd, m
     monkeypatch.setenv("JPY_SESSION_NAME", "run from a notebook")
     notebook, output = write_notebook(tmp_path / "a.ipynb", BARS), tmp_path / "b.ipynb"
     run(notebook, output)
-    assert printed(output) == "[]\n"
-    assert "%|" not in capfd.readouterr().err  # a kernel that ends may say so there
+    said = [line for line in capfd.readouterr().err.splitlines()
+            if "KeyboardInterrupt caught in kernel" not in line]  # a slow one's end
+    assert printed(output) == "[]\n" and said == []
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(notebook, output)
     assert printed(output) == "[]\n" and "| 0/3" in capfd.readouterr().err

@@ -8,7 +8,6 @@ from matplotlib.figure import Figure
 from vdp_utils.figures import style
 from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
-
 CHOICES = ("law", "best fixed rate", "no pruning", "oracle")
 PANELS = {"image": "answer in the image", "text": "answer in a description\namid the context",
           "both": "mean of both"}
