@@ -219,11 +219,12 @@ def use(found: pd.DataFrame) -> pd.DataFrame:
     oracle, lines = curves.rates[curves.measured().argmax(1)], []
     for length, ours, best in zip(curves.lengths, predicted(law, curves.lengths), oracle):
         choices = {"law": ours, "best fixed rate": fixed, "oracle": best, "no pruning": 0.0}
+        with_law = _both(_at(judged, ours, length))
         for choice, wanted in choices.items():
             line = dict(context_length=length, choice=choice, rate=wanted)
-            pairs = zip(_both(_at(judged, ours, length)), _both(_at(judged, wanted, length), -1))
-            for measure, parts in ((ACCURACY, _both(_at(judged, wanted, length))),
-                                   (GAIN, sum(pairs, ()))):  # pair by pair: equal ones give 0
+            there = _at(judged, wanted, length)
+            pairs = zip(with_law, _both(there, -1))  # pair by pair: equal ones give 0
+            for measure, parts in ((ACCURACY, _both(there)), (GAIN, sum(pairs, ()))):
                 contrast = stats.balanced_accuracy_contrast(*parts)
                 lines.append(line | dict(measure=measure) | vars(contrast))
     return pd.DataFrame(lines)
