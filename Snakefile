@@ -23,6 +23,7 @@ NOTEBOOKS = [
     "07_pruning_strategies",
     "08_theory_checks",
     "09_inference_cost",
+    "10_models_and_sizes",
     "11_scaling_law",
     "12_mmdu",
     "13_text_or_distance",
@@ -65,8 +66,9 @@ def code(wildcards):
 
 
 def data(wildcards):
-    """The weights of the one model, and the benchmark's tables where they are read."""
+    """The weights of the one model, and its instruments' and the benchmark's tables where read."""
     weights = MODEL.replace("embedded-", "data/models/") if MODEL.startswith("embedded-") else MODEL
+    weights += "*" * ("vdp_utils/findings/models.py" in code(wildcards))
     tables = "data/bench/*.csv" if "vdp_utils/commands/bench.py" in code(wildcards) else ""
     return sorted(glob(f"{weights}/*") + glob(tables))
 

@@ -40,7 +40,8 @@ PLACES = re.compile(r"/(home|root|work|tmp|Users|usr|opt|var|mnt)/|[A-Z]:\\|\.ve
 TABLES = {"cost.TIMES": cost.TIMES, "ranking.STRATEGIES": ranking.STRATEGIES,  # 09 reads others too
           "findings.PRESENCE": PRESENCE, "concentration.MASSES": concentration.MASSES,
           "recovery.PRUNED": recovery.PRUNED, "mmdu.DIALOGUES": mmdu.DIALOGUES,
-          "law.LAW": law.LAW, "distance.ROWS": distance.ROWS}
+          "law.LAW": law.LAW, "distance.ROWS": distance.ROWS,
+          "models.measured": PRESENCE}  # 10 compares models
 
 every = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 measuring = pytest.mark.parametrize("path", MEASURING, ids=lambda path: path.stem)

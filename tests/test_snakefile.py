@@ -49,7 +49,8 @@ def study(tmp_path):
     shutil.copytree(ROOT / "vdp_utils", tmp_path / "vdp_utils",
                     ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "vdp_utils/commands/__main__.py").write_text(STAND_IN)
-    for path in ("data/models/s/weights", "data/models/m/weights", "data/bench/baselines.csv"):
+    for path in ("data/models/s/weights", "data/models/m/weights", "data/models/s-far/weights",
+                 "data/bench/baselines.csv"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     return tmp_path
@@ -93,6 +94,8 @@ def test_quick_goes_to_build_in_order_and_again_what_its_inputs_concern(study):
     change(study, "vdp_utils/figures/priors.py", f"notebooks/{NAMES[1]}.ipynb",
            "data/bench/baselines.csv")
     assert sorted(due(study)) == of("01", "03", "09")
+    change(study, "data/models/s-far/weights")
+    assert sorted(due(study)) == of("01", "03", "09", "10")
     change(study, "data/models/s/weights")
     assert sorted(due(study)) == NAMES
 

@@ -22,17 +22,17 @@ def quick(monkeypatch):
     plt.close("all")
 
 
-def as_other(folder, images, **changed):
+def as_other(folder, images, tables=(PRESENCE,), **changed):
     """Committed rows of size S about six scenes, stored in `folder` as if they were M's."""
     small = figures.Stored(paths.results("full"), "embedded-s")
     other = figures.Stored(folder, "embedded-m")
     name = dict(model="embedded-m", revision=other.revision) | changed
     asked = {sample.image_id for sample in presence_samples("evaluation", 6)}
-    for one in small.conditions[PRESENCE]:
+    for table, one in ((name, one) for name in tables for one in small.conditions[name]):
         if (one["image"] in images and one["context_length"] in LENGTHS
                 and one["context_kind"] in OTHER_AND_MISLEADING):
-            rows = small.store.read(PRESENCE, one)
-            other.store.append(PRESENCE, one | name, rows[rows["image_id"].isin(asked)])
+            rows = small.store.read(table, one)
+            other.store.append(table, one | name, rows[rows["image_id"].isin(asked)])
     return other
 
 
@@ -65,6 +65,20 @@ def test_missing_rows_of_a_model_are_named(tmp_path, images, changed, lacking):
             with pytest.raises(VDPError, match=f"no rows of {PRESENCE}{which} for embedded-m in .*"
                                "make study PROFILE=full MODEL=embedded-m"):
                 next(part(other))
+
+
+def test_models_are_drawn_beside_the_default_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(figures.sizes, "OTHERS", ("embedded-m",))
+    default, images = figures.Stored(tmp_path, "embedded-s"), ("own", "text", "swapped")
+    as_other(tmp_path, images, figures.sizes.EACH, model="embedded-s", revision=default.revision)
+    with pytest.raises(VDPError, match="no rows of .* for embedded-m in .*MODEL=embedded-m"):
+        next(figures.f10(default))
+    as_other(tmp_path, images, figures.sizes.EACH)
+    drawn = dict(figures.f10(default))
+    assert list(drawn) == ["fig10_side_by_side", "fig10_depth_or_training", "fig10_pruning_gain"]
+    assert len(drawn["fig10_side_by_side"].axes) == 8  # one kind is not among these rows
+    for figure in drawn.values():
+        assert "6 images" in figure.get_suptitle()
 
 
 def test_figures_without_rows_are_left_out_but_for_the_default_model_s(tmp_path, monkeypatch):

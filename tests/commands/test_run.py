@@ -200,6 +200,12 @@ def test_names_that_cannot_be_right_are_refused_before_a_kernel_starts(tmp_path,
     assert sorted(os.listdir(tmp_path)) == ["a.ipynb", "out.partial.ipynb"]  # of what was tried
 
 
+def test_the_models_that_join_are_checked_before_anything_runs(tmp_path):
+    path = write_notebook(tmp_path / "a.ipynb", OTHERS="")
+    with pytest.raises(VDPError, match="unknown size 'embedded-x'"):
+        run(path, tmp_path / "out.ipynb", {"OTHERS": "embedded-s-far embedded-x"})
+
+
 def test_unknown_parameters_are_refused(tmp_path):
     notebook = write_notebook(tmp_path / "a.ipynb")
     with pytest.raises(VDPError, match="no parameter PROFIL: it takes PROFILE, MODEL, RESULTS, N"):

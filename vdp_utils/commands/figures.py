@@ -16,6 +16,7 @@ from vdp_utils.errors import VDPError
 from vdp_utils.findings import (OTHER_AND_MISLEADING, PRESENCE, attention, concentration, cost,
                                 decline, distance, law, mmdu, priors, proportion, ranking,
                                 recovery, text_control)
+from vdp_utils.findings import models as sizes
 from vdp_utils.lvlm.load import MODELS, manifest
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import one_pair, presence_samples
@@ -171,6 +172,19 @@ def f9(stored: Stored):
         cost.by_length(late, stored.rows(recovery.PRUNED)), stored.model)
 
 
+def f10(stored: Stored):
+    every = [stored, *(Stored(stored.store.root, name) for name in sizes.OTHERS)]
+    presence, pruned, placed = (
+        pd.concat([one.rows(table).assign(model=one.model) for one in every], ignore_index=True)
+        for table in sizes.EACH)
+    rows = sizes.answers(presence, placed)
+    yield "fig10_side_by_side", plots.side_by_side(sizes.summary(rows))
+    runs = [stored.model, *(name for name in sizes.OTHERS if "-seed" in name)]
+    yield "fig10_depth_or_training", plots.depth_or_training(
+        pd.concat([sizes.contrasts(rows, run) for run in runs]), rows["context_length"].max())
+    yield "fig10_pruning_gain", plots.pruning_gain(sizes.gains(pruned), recovery.RATE)
+
+
 def f11(stored: Stored):
     rows = stored.rows(law.LAW)
     found = law.answers(rows)
@@ -208,7 +222,7 @@ def benchmark(stored: Stored):
 
 
 OF_ROWS = ((f1, f2, f3, f4, f5, f5_cause, f5_maps), (f6, f6_examples, f7, f8, f9, f11, f12, d1))
-OF_TABLES = (embedded, benchmark)  # of the default model only
+OF_TABLES = (embedded, benchmark, f10)  # of the default model only
 
 
 def draw(results: Path, output: Path, model: str, parts: Iterable) -> list[Path]:

@@ -135,6 +135,8 @@ def _checked(notebook, source, parameters):
     names = {name: ast.literal_eval(known[name]["default"]) for name in NAMES if name in known}
     names |= {name: given[name] for name in NAMES if name in given}
     check_names(folder=notebook.parent, **{name.lower(): value for name, value in names.items()})
+    for model in str(given.get("OTHERS", "")).split():
+        check_names(model, folder=notebook.parent)
     return given
 
 
