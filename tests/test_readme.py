@@ -13,7 +13,7 @@ from vdp_utils.stats import VERDICTS
 
 README = (ROOT / "README.md").read_text()
 VERDICT_FILES = sorted((ROOT / "data" / "results").glob("*_verdict.json"))
-SIZES = {"embedded-s": "S"}
+SIZES = {"embedded-s": "S", "embedded-m": "M"}
 FINDINGS = [*(f"F{number}" for number in range(1, 13)), "D1"]
 
 

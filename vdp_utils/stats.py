@@ -420,7 +420,7 @@ def shown(cells: pd.DataFrame) -> pd.DataFrame:
 
     Where the test gave its least p-value, the adjusted one is said to be no more than it is.
     """
-    least = cells["p"] <= 1.001 * 2 / (RESAMPLES + 1)
+    least = (cells["p"] <= 1.001 * 2 / (RESAMPLES + 1)) & (cells["p_holm"] < 1)
     texts = [f"{'<= ' * low}{p:.2g}" for low, p in zip(least, cells["p_holm"])]
     return cells.drop(columns=["p", "n_images", "n_rows"]).round(3).assign(p_holm=texts)
 

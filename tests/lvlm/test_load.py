@@ -419,7 +419,7 @@ def test_what_it_can_see_was_measured_on_enough_questions():
               ("presence", "held-out templates"), ("presence", "held-out backgrounds"),
               ("position", "image"), ("position", "image blanked"), ("relation", "image"),
               ("counting", "image"), ("naming", "image")}
-    for size in {*sizes()} - {"s-short", "s-far", "s-seed1"}:  # of which notebook 10 will tell
+    for size in sizes():
         table = pd.read_csv(MODELS / size / "held_out.csv")
         assert wanted <= set(zip(table["skill"], table["setting"])), size
         assert (table["n_rows"] >= 500).all(), table[table["n_rows"] < 500]

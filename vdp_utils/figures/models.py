@@ -10,6 +10,7 @@ from vdp_utils.figures.style import KINDS, MARKERS, PALETTE, WIDE
 SAW = {  # model -> how far from its question training saw what is asked about, in tokens
     "embedded-s-short": "text to 512, image to 512", "embedded-s": "text to 4096, image to 512",
     "embedded-s-seed1": "as embedded-s, another run",
+    "embedded-m": "as embedded-s, twice the layers",
     "embedded-s-far": "text to 4096, image to 4096"}
 BETWEEN = {"gap": "distance,\nno text", "near": "text,\nno distance",
            "same_image": "text about\nthis image", "other_images": "text about\nother images",

@@ -21,7 +21,7 @@ from vdp_utils.measuring.pruned import answers_sample
 from vdp_utils.sources.samples import one_pair
 from vdp_utils.stats import Verdict
 
-OTHERS = ("embedded-s-far", "embedded-s-short", "embedded-s-seed1")  # that join, unless told
+OTHERS = ("embedded-m", "embedded-s-far", "embedded-s-short", "embedded-s-seed1")  # unless told
 LENGTHS = (0, 512, 2048)
 IMAGES = ("own", "text")
 GAP, NEAR = "gap", "near"  # distance without text, and text without distance
@@ -55,9 +55,14 @@ def conditions(lvlm, lengths, rates=recovery.FEW_RATES) -> dict[str, list]:
             distance.ROWS: placed}
 
 
-def measured(lvlm, samples: list, store, lengths, rates=recovery.FEW_RATES,
-             recompute: bool = False) -> list[pd.DataFrame]:
-    """One model's tables of presence (all questions), and pruned and placed (a pair an image)."""
+def measured(lvlm, samples: list, store, lengths, recompute: bool = False) -> list[pd.DataFrame]:
+    """One model's tables of presence (all questions), and pruned and placed (a pair an image).
+
+    Pruned at F6's rates where notebook 06 has measured this model, else at few.
+    """
+    known = recovery.own_conditions(lvlm, [length for length in lengths if length])
+    rates = recovery.RATES if all(store.done(recovery.PRUNED, one) for one in known) else (
+        recovery.FEW_RATES)
     return [measure(lvlm, samples if table == PRESENCE else one_pair(samples), asked, store, table,
                     recompute, EACH[table]).assign(model=lvlm.name)
             for table, asked in conditions(lvlm, lengths, rates).items()]
