@@ -1,7 +1,7 @@
 """`vdp plan`: the rows that notebooks measure, cut into shards that take about as long each.
 
-What is to be measured is said by the notebooks' own calls of `measure`. Here they run without what
-notebooks make of the rows, and rows that several notebooks use are asked for once.
+What is to be measured is said by the notebooks' own lines. Here they run without what notebooks
+make of the rows, and rows that several notebooks use are asked for once.
 """
 
 import ast
@@ -9,8 +9,9 @@ import json
 import math
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,69 +23,69 @@ from tqdm import tqdm
 
 from vdp_utils.commands.run import checked, read
 from vdp_utils.errors import VDPError
-from vdp_utils.lvlm.load import LVLM, load_lvlm
-from vdp_utils.measuring import pruned
-from vdp_utils.measuring.measure import Condition, measure
-from vdp_utils.measuring.placed import placed_times_sample
+from vdp_utils.findings import cost, distance
+from vdp_utils.lvlm.load import load_lvlm
 from vdp_utils.measuring.store import ResultStore, condition_hash
-from vdp_utils.sources.samples import Sample
 
-TIMED = (pruned.times_sample, placed_times_sample)  # these compare times: all of one machine
+TIMES = (cost.TIMES, cost.LATE, distance.TIMES)  # compared with each other: all of one machine
+OURS = ("ResultStore", "load_lvlm")  # which notebooks get from here, as _ResultStore, _load_lvlm
 
 
 @dataclass
 class Task:
     """One sample under one condition, and the names of the notebooks that use its rows."""
 
-    lvlm: LVLM
-    sample: Sample
-    condition: Condition
-    store: ResultStore
-    table: tuple[str, str]  # finding and condition hash: where its rows are stored
-    each: Any
+    root: Path
+    finding: str
+    condition: Any
+    keys: list[str]
+    thunk: Callable
+    label: str
     notebooks: set[str] = field(default_factory=set)
-
-    @property
-    def keys(self) -> list[str]:
-        return self.condition.keys(self.sample)
 
 
 def run(some: list[Task]) -> pd.DataFrame:
-    """The rows of tasks that differ in nothing but their samples, as `measure` gives them."""
+    """The rows of tasks of one condition, measured where they are not stored."""
     first = some[0]
-    return measure(first.lvlm, [task.sample for task in some], [first.condition], first.store,
-                   first.table[0], each=first.each)
+    return ResultStore(first.root).collect(first.finding, first.condition, [
+        (task.keys, task.thunk) for task in some], first.label)
 
 
-def tasks_of(notebooks, parameters: dict) -> list[Task]:
-    """What notebooks (paths) measure with these parameters, in order, each task once.
+def tasks_of(notebooks, parameters: dict) -> dict[tuple, Task]:
+    """What notebooks (paths) measure with these parameters, in order, by finding, hash and keys.
 
     A notebook gets those of the parameters that it has. Times are left out: the notebooks measure
-    them. VDPError for what `vdp run` refuses, and for a notebook that is not plain Python.
+    them. VDPError for what `vdp run` refuses, and for a notebook that is not plain Python or has
+    to see rows first.
     """
     found: dict[tuple, Task] = {}
-    load = cache(load_lvlm)
+    load = lru_cache(1)(load_lvlm)
     for notebook in map(Path, notebooks):
-        def note(lvlm, samples, conditions, store, finding, recompute=False, each=None,
-                 name=notebook.stem):
-            for one in conditions if each not in TIMED else ():
-                table = finding, condition_hash(one)
-                for sample in samples:
-                    task = Task(lvlm, sample, one, store, table, each)
-                    found.setdefault((*table, *task.keys), task).notebooks.add(name)
+        class Asked(ResultStore):
+            """Notes what is to be collected; measures and forgets nothing."""
+
+            def collect(self, finding, condition, tasks, progress=None, name=notebook.stem):
+                of = finding, condition_hash(condition)
+                for keys, thunk in tasks if finding not in TIMES else ():
+                    task = Task(Path(self.root), finding, condition, keys, thunk, progress)
+                    found.setdefault((*of, *keys), task).notebooks.add(name)
+                return pd.DataFrame(columns=["key"])
+
+            def clear(self, finding, condition):
+                pass
 
         try:
-            exec(_measuring(notebook, parameters), {"_measure": note, "_load_lvlm": load})
+            exec(_measuring(notebook, parameters), {"_ResultStore": Asked, "_load_lvlm": load})
         except NameError as error:
             raise VDPError(f"{notebook} needs rows before it can say what to measure ({error}): "
                            "run it whole") from error
-    return list(found.values())
+    return found
 
 
 def _measuring(notebook: Path, parameters: dict):
-    """A notebook's calls of `measure` and the lines that they need, compiled.
+    """The calls in a notebook to which a store is given, and the lines that they need, compiled.
 
-    Their `measure` is called `_measure`, and their `load_lvlm` `_load_lvlm`.
+    What is made of such a call's value is left out, but within loops.
     """
     source, lines = read(notebook), []
     known = papermill.inspect_notebook(source)
@@ -98,22 +99,32 @@ def _measuring(notebook: Path, parameters: dict):
                 lines += ast.parse("\n".join(f"{n} = {v!r}" for n, v in given.items())).body
     except SyntaxError as error:
         raise VDPError(f"{notebook} is not plain Python ({error}): remove what is not") from error
+    stores = {name for line in lines for name in _names(line, ast.Store)
+              if "ResultStore" in _names(line, ast.Load)}
     kept, needed = [], set()
     for line in reversed(lines):
-        names = [node for node in ast.walk(line) if isinstance(node, ast.Name)]
-        for node in names:
-            node.id = f"_{node.id}" if node.id in ("measure", "load_lvlm") else node.id
-        calls = [node for node in ast.walk(line) if isinstance(node, ast.Call)
-                 and isinstance(node.func, ast.Name) and node.func.id == "_measure"]
-        bound = {node.id for node in names if isinstance(node.ctx, ast.Store)} | {
-            node.asname or node.name for node in getattr(line, "names", ())}
-        if calls:  # what is made of its rows is for the notebook
-            line = ast.Module([ast.Expr(call) for call in calls], [])
-        elif not bound & needed:
+        calls = [node for node in ast.walk(line) if isinstance(node, ast.Call) and stores & {
+            one.id for one in node.args if isinstance(one, ast.Name)}]
+        if not calls and not needed & _names(line, ast.Store):
             continue
-        kept[:0] = line.body if calls else [line]
-        needed |= {node.id for node in ast.walk(line) if isinstance(node, ast.Name)}
-    return compile(ast.fix_missing_locations(ast.Module(kept, [])), str(notebook), "exec")
+        whole = not calls or isinstance(line, (ast.For, ast.With, ast.If))
+        part = [line] if whole else [ast.Expr(call) for call in calls]
+        kept[:0] = part
+        needed |= set().union(*(_names(one, ast.Load) for one in part))
+    tree = ast.fix_missing_locations(ast.Module(kept, []))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in OURS:
+            node.id = f"_{node.id}"
+    return compile(tree, str(notebook), "exec")
+
+
+def _names(line: ast.stmt, context) -> set[str]:
+    """The names that a line reads (ast.Load), or binds (ast.Store), by an import too."""
+    found = {node.id for node in ast.walk(line)
+             if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+    if context is ast.Store:
+        found |= {one.asname or one.name for one in getattr(line, "names", ())}
+    return found
 
 
 def plan(output: Path, minutes: float, notebooks: list[Path], parameters: dict) -> None:
@@ -123,14 +134,15 @@ def plan(output: Path, minutes: float, notebooks: list[Path], parameters: dict) 
     plan at `output`, JSON, holds `bounds` (the first task of each shard, and their number), for
     each notebook the shards that it needs, and what `vdp shard` is to be told again.
     """
-    found, stored = tasks_of(notebooks, parameters), {}
+    found, stored = list(tasks_of(notebooks, parameters).values()), {}
     seconds, size = np.zeros(len(found)), np.zeros(len(found))
     groups = defaultdict(list)
     for number, task in enumerate(found):
-        if task.table not in stored:
-            stored[task.table] = task.store.done(task.table[0], task.condition)
-        if not stored[task.table].issuperset(task.keys):
-            groups[task.table[0]].append(number)
+        of = task.root, task.finding, task.condition
+        if of not in stored:
+            stored[of] = ResultStore(task.root).done(task.finding, task.condition)
+        if not stored[of].issuperset(task.keys):
+            groups[task.finding].append(number)
     lines = []
     for finding, numbers in tqdm(groups.items(), desc="timing", leave=False):
         lengths, *costs = _measured([found[number] for number in numbers])

@@ -24,11 +24,12 @@ def shard(plan: Path, number: int) -> None:
         raise VDPError(f"{plan} is no plan ({error!r}): make it with vdp plan") from error
     if not 0 <= number < len(bounds) - 1:
         raise VDPError(f"{plan} has no shard {number}: it has {len(bounds) - 1}, from 0")
-    found = tasks_of(*told)
+    found = list(tasks_of(*told).values())
     if len(found) != bounds[-1]:
         raise VDPError(f"{plan} is of {bounds[-1]} tasks, and the notebooks have {len(found)} now: "
                        "make it again with vdp plan")
     mine = found[bounds[number]:bounds[number + 1]]
-    for _, some in tqdm(groupby(mine, lambda task: task.table), desc=f"shard {number}"):
+    same = groupby(mine, lambda task: (task.finding, task.condition))
+    for _, some in tqdm(same, desc=f"shard {number}"):
         run(list(some))
     print(f"shard {number}: {len(mine)} tasks in {(time.monotonic() - began) / 60:.1f} minutes")
