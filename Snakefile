@@ -59,6 +59,7 @@ if MODEL != paths.MODEL:
 IN_PLACE = PROFILE == "full" and MODEL == paths.MODEL
 OUTPUT = f"{FOLDER}/{{name}}.{'done' if IN_PLACE else 'ipynb'}"
 VDP = shlex.join([sys.executable, "-m", "vdp_utils.commands"])
+NOTEBOOK_FILES = expand("notebooks/{name}.ipynb", name=NOTEBOOKS)
 PLAN, SHARD = f"{FOLDER}/plan.json", f"{FOLDER}/shards/{{number}}.done"
 if MINUTES and os.path.exists(PLAN) and workflow.is_main_process:
     with open(PLAN) as file:
@@ -99,7 +100,7 @@ rule study:
 # What a row takes is timed where this runs, and what is stored already is left out.
 checkpoint plan:
     input:
-        notebooks=expand("notebooks/{name}.ipynb", name=NOTEBOOKS),
+        notebooks=NOTEBOOK_FILES,
         rest=everything,
     output:
         PLAN,
@@ -111,12 +112,13 @@ checkpoint plan:
 # Rows go where the notebooks look for them. A shard that was stopped goes on where it was.
 rule shard:
     input:
-        PLAN,
+        plan=PLAN,
+        notebooks=ancient(NOTEBOOK_FILES),  # where no disk is shared: changed ones are planned anew
     output:
         touch(SHARD),
     threads: workflow.cores
     shell:
-        VDP + " shard {input} {wildcards.number}"
+        VDP + " shard {input.plan} {wildcards.number}"
 
 
 # A notebook takes every core it is given: side by side they would slow down and spoil the timings.

@@ -1,8 +1,8 @@
 """The study on a real Slurm, on this one machine: `make test-cluster`.
 
-Needs root on Debian or Ubuntu: packages slurmctld, slurmd, slurm-client and munge are installed
-where they are missing, and /etc/slurm/slurm.conf is replaced while the tests run (Slurm's plugin
-for job steps reads no other). Takes about a quarter of an hour.
+Needs root on Debian or Ubuntu: packages slurmctld, slurmd, slurm-client, munge and faketime are
+installed where they are missing, and /etc/slurm/slurm.conf is replaced while the tests run (Slurm's
+plugin for job steps reads no other).
 """
 
 import os
@@ -22,8 +22,11 @@ from vdp_utils.measuring.store import ResultStore
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path("/etc/slurm/slurm.conf")
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
+PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client",
+            "munged": "munge", "faketime": "faketime"}  # by a command of theirs
+MINUTES = 1.5
 NAMES = ("01_long_context_decline", "08_theory_checks")
+PROCESSES: list[subprocess.Popen] = []  # Snakemake's, which end with the tests
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
@@ -78,6 +81,8 @@ class Slurm:
         wait(idle, 60)
 
     def stop(self):
+        for process in PROCESSES:
+            process.kill()
         subprocess.run(["scancel", "--user", "root"])
         for name in list(self.running):
             self.kill(name)
@@ -87,10 +92,10 @@ class Slurm:
 def slurm(tmp_path_factory):
     if os.geteuid() or not shutil.which("apt-get"):
         pytest.fail("these tests need root on Debian or Ubuntu")
-    if not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch", "munged"))):
+    if not all(map(shutil.which, PACKAGES)):
         subprocess.run(["apt-get", "update", "-q"], check=True)
-        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends", *PACKAGES],
-                       check=True)
+        subprocess.run(["apt-get", "install", "-qy", "--no-install-recommends",
+                        *PACKAGES.values()], check=True)
     before = CONFIG.read_bytes() if CONFIG.exists() else None
     found = None
     try:
@@ -118,20 +123,21 @@ def copy(tmp_path_factory):
     return make
 
 
-def snakemake(folder, *options, minutes=0.75, wait=True, **settings):
-    """Snakemake with the profile, as far as it fits here; its process, ended if `wait`."""
-    settings = dict(slurm_partition="main", mem_mb=1500, runtime=30) | settings
+def snakemake(folder, *options):
+    """Snakemake with the profile, as far as it fits here: its running process."""
     command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", "--cores", "1",
-               "--default-resources", *(f"{name}={value}" for name, value in settings.items()),
+               "--default-resources", "slurm_partition=main", "mem_mb=1500", "runtime=60",
                "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "3",
-               "--slurm-keep-successful-logs", "--config", "profile=quick", f"minutes={minutes}",
+               "--slurm-keep-successful-logs", "--config", "profile=quick", f"minutes={MINUTES}",
                *options, "--", *(f"build/quick/{name}.ipynb" for name in NAMES)]
-    log = open(folder / "snakemake.log", "a")
-    process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log,
-                               env=ENVIRONMENT | {"PYTHONPATH": str(folder)})
-    if wait:
-        assert process.wait(1500) == 0, (folder / "snakemake.log").read_text()[-3000:]
-    return process
+    with open(folder / "snakemake.log", "a") as log:
+        PROCESSES.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log,
+                                          env=ENVIRONMENT | {"PYTHONPATH": str(folder)}))
+    return PROCESSES[-1]
+
+
+def log(folder):
+    return (folder / "snakemake.log").read_text()
 
 
 @pytest.fixture(scope="session")
@@ -156,13 +162,18 @@ def rows(folder):
     return found
 
 
-def assert_same(folder, local):
-    """All rows of a local run are there, to the bit; the plan's timing may have left more."""
+def assert_same(folder, local, whole=True):
+    """What is stored is what a local run stored, to the bit; `whole`: all of it is there.
+
+    The plan's timing may have left rows of other notebooks.
+    """
     found = rows(folder)
     for name, table in local.items():
-        pd.testing.assert_frame_equal(found[name], table, check_exact=True)
+        part = found.get(name, table[:0])
+        mine = table if whole else table[table["key"].isin(part.get("key", []))]
+        pd.testing.assert_frame_equal(part.sort_values("key", ignore_index=True),
+                                      mine.reset_index(drop=True), check_exact=True)
     assert not list((folder / "build/results").rglob("*.broken"))
-    assert all((folder / f"build/quick/{name}.ipynb").exists() for name in NAMES)
 
 
 def stored(folder):
@@ -173,21 +184,109 @@ def running(node):
     return says("squeue", "-h", "-w", node, "-t", "R", "-o", "%i").split()
 
 
-def test_a_node_that_dies_costs_nothing_but_time(slurm, copy, local):
-    folder = copy("node")
-    process = snakemake(folder, wait=False)
+def ended(slurm, job):
+    """How a job ended, "" while it has not."""
+    lines = (slurm.folder / "jobcomp.log").read_text()
+    found = re.search(rf"JobId={job} .*JobState=(\w+)", lines)
+    return found[1] if found else ""
+
+
+@pytest.fixture(scope="session")
+def swept(slurm, copy):
+    """The folder of a sweep of which Snakemake, and then a node, was killed."""
+    folder = copy("swept")
+    first = snakemake(folder)
+
+    def planning():
+        """the job that plans"""
+        return running("node1") + running("node2")
+    wait(planning, 300)
+    first.kill()  # as a power cut would
+    first.wait()
+    assert snakemake(folder).wait(100) == 1
+    assert "caused by a kill signal or a power loss" in log(folder) and "--unlock" in log(folder)
+    subprocess.run(["scancel", "--user", "root"], check=True)
+    assert snakemake(folder, "--unlock").wait(100) == 0
+    process = snakemake(folder)
 
     def at_work():
-        """a shard on node 2"""
+        """a shard on node 2, after another has ended"""
+        assert process.poll() is None, log(folder)[-3000:]
         done = list((folder / "build/quick/shards").glob("*.done"))
         return done and running("node2")
-    wait(at_work, 600)
+    wait(at_work, 1200)
     slurm.kill("node2")
-    assert process.wait(1200) == 0, (folder / "snakemake.log").read_text()[-3000:]
-    assert_same(folder, local)
+    assert process.wait(1800) == 0, log(folder)[-3000:]
+    slurm.node("node2")
+    slurm.until_idle(2)
+    return folder
+
+
+def test_a_lock_left_behind_and_a_node_that_dies_cost_nothing_but_time(slurm, swept, local):
+    assert_same(swept, local)
+    assert all((swept / f"build/quick/{name}.ipynb").exists() for name in NAMES)
     completed = (slurm.folder / "jobcomp.log").read_text()
     assert re.search("JobState=NODE_FAIL.* NodeList=node2 ", completed)
     assert re.search("JobState=COMPLETED.* NodeList=node1 ", completed)
-    assert "Trying to restart job" in (folder / "snakemake.log").read_text()
-    slurm.node("node2")
-    slurm.until_idle(2)
+    assert "Trying to restart job" in log(swept)
+
+
+@pytest.fixture
+def shard(swept, copy):
+    """A fresh folder, the command of the plan's first shard, and how to give it to Slurm."""
+    folder = copy("shard")
+    shutil.copy(swept / "build/quick/plan.json", folder)
+    command = f"{sys.executable} -m vdp_utils.commands shard plan.json 0"
+
+    def submit(*options, before=""):
+        out = subprocess.run(["sbatch", "--parsable", "--no-requeue", *options, "--wrap",
+                              f"{before} {command}"], cwd=folder, check=True, text=True,
+                             stdout=subprocess.PIPE, env=ENVIRONMENT | {"PYTHONPATH": str(folder)})
+        return out.stdout.strip()
+    return folder, command, submit
+
+
+def test_cut_off_by_its_time_limit_then_twice_at_once_and_two_days_apart(slurm, shard, local):
+    folder, _, submit = shard
+    job = submit("--time=1", before="sleep 25;")
+
+    def cut_off():
+        """a job cut off"""
+        return ended(slurm, job)
+    wait(cut_off, 240)
+    assert ended(slurm, job) == "TIMEOUT"
+    kept = stored(folder)
+    assert kept
+    assert_same(folder, local, whole=False)
+    jobs = [submit("-w", "node1"), submit("-w", "node2", before="faketime -f -2d")]
+
+    def both_ended():
+        """two jobs on one condition"""
+        return all(ended(slurm, one) for one in jobs)
+    wait(both_ended, 900)
+    assert [ended(slurm, one) for one in jobs] == ["COMPLETED"] * 2, says(
+        "sh", "-c", f"tail -n 5 {folder}/slurm-*.out")
+    assert stored(folder) > kept
+    assert_same(folder, local, whole=False)
+
+
+def test_a_full_disk_is_one_sentence_and_more_room_is_all_it_takes(shard, local):
+    folder, command, _ = shard
+    (folder / "build/results").mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", folder / "build/results"],
+                   check=True)
+    try:
+        def run():
+            return subprocess.run(command.split(), cwd=folder, text=True, capture_output=True,
+                                  env=ENVIRONMENT | {"PYTHONPATH": str(folder)})
+        done = run()
+        said = done.stderr.splitlines()[-1]
+        assert done.returncode == 1 and said.startswith("error: cannot write ")
+        assert "No space left on device" in said and "Traceback" not in done.stderr
+        assert_same(folder, local, whole=False)
+        kept = stored(folder)
+        subprocess.run(["mount", "-o", "remount,size=64m", folder / "build/results"], check=True)
+        assert run().returncode == 0 and stored(folder) > kept
+        assert_same(folder, local, whole=False)
+    finally:
+        subprocess.run(["umount", folder / "build/results"])
