@@ -132,7 +132,8 @@ def snakemake(folder, *options):
     command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", "--cores", "1",
                "--default-resources", "slurm_partition=main", "mem_mb=1500", "runtime=60",
                "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "3",
-               "--slurm-keep-successful-logs", "--config", "profile=quick", f"minutes={MINUTES}", *options]
+               "--slurm-keep-successful-logs", "--config", "profile=quick",
+               f"minutes={MINUTES}", *options]
     with open(folder / "snakemake.log", "a") as log:
         PROCESSES.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log,
                                           env=ENVIRONMENT | {"PYTHONPATH": str(folder)}))
