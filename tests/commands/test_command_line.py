@@ -14,7 +14,8 @@ from vdp_utils import commands, paths
 from vdp_utils.commands.__main__ import app, main
 from vdp_utils.errors import VDPError
 
-COMMANDS = ("run", "figures", "bench", "baselines", "probe", "sources", "train", "held-out")
+COMMANDS = ("run", "plan", "shard", "figures", "bench", "baselines", "probe", "sources", "train",
+            "held-out")
 FOR_OTHERS = {"__init__", "__main__", "inputs"}  # modules that are no command
 HEAVY = {"torch", "transformers", "numpy", "pandas", "matplotlib", "papermill", "snakemake"}
 
@@ -59,6 +60,9 @@ def test_help_waits_for_nothing_heavy():
     ("run", "a.ipynb", (Path("a.ipynb"), None, {})),
     ("run", "a.ipynb b.ipynb -p N 1 -p MODEL a/b",
      (Path("a.ipynb"), Path("b.ipynb"), {"N": "1", "MODEL": "a/b"})),
+    ("plan", "p.json 2.5 a.ipynb b.ipynb -p N 1",
+     (Path("p.json"), 2.5, [Path("a.ipynb"), Path("b.ipynb")], {"N": "1"})),
+    ("shard", "p.json 3", (Path("p.json"), 3)),
     ("figures", "--output x --model embedded-m",
      (paths.results("full"), Path("x"), ["embedded-m"])),
     ("bench", "--profile full --length 64 --length 128 --part pruning_wide --repeats 2",
@@ -88,7 +92,8 @@ def test_options_reach_the_module_s_function(monkeypatch, command, given, wanted
 
 
 @pytest.mark.parametrize("given", ["run", "run a.ipynb -p N", "bench --profile slow", "nothing",
-                                   "train --size X", "held-out --questions 0", "run a b c"])
+                                   "train --size X", "held-out --questions 0", "run a b c",
+                                   "plan p.json 0 a.ipynb", "plan p.json 5"])
 def test_wrong_options_are_refused_as_typer_does(given):
     result = CliRunner().invoke(app, given.split())
     assert result.exit_code == 2 and "Error: " in result.stderr

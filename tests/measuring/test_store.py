@@ -1,7 +1,9 @@
+import errno
 import json
 import os
 import subprocess
 import sys
+import time
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,16 +252,20 @@ def test_unsound_part_is_set_aside_with_a_warning(store, damage, lost):
     assert len(again) == 4
 
 
-def test_temporary_files_of_the_dead_go_and_of_the_living_stay(store):
+def test_temporary_files_of_the_dead_go_and_of_the_living_stay(store, monkeypatch):
+    """Also where this clock is a week fast, and in a container that has the host's name."""
     in_parts(store, 0, 1)
     folder = store.folder("F1", CONDITION)
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
-    host = os.uname().nodename
+    host, now = store_module._host(), time.time
+    assert host != os.uname().nodename or sys.platform != "linux"  # the container is in it
+    monkeypatch.setattr(time, "time", lambda: now() + 7 * store_module.DAY)
     names = {
         "dead": f".{host}-{dead.pid}-0.tmp",
         "alive": f".{host}-{os.getpid()}-0.tmp",
         "elsewhere": ".other-host-1-0.tmp",
+        "in another container": f".{os.uname().nodename}.1-{dead.pid}-0.tmp",
         "elsewhere, long ago": ".other-host-2-0.tmp",
     }
     for name in names.values():
@@ -268,7 +274,44 @@ def test_temporary_files_of_the_dead_go_and_of_the_living_stay(store):
     assert len(store.read("F1", CONDITION)) == 1
     ResultStore(store.root).append("F1", CONDITION, rows(1, 2))
     left = {label for label, name in names.items() if (folder / name).exists()}
-    assert left == {"alive", "elsewhere"}
+    assert left == {"alive", "elsewhere", "in another container"}
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"),
+                                   OSError(errno.EDQUOT, "Disk quota exceeded")])
+def test_a_full_disk_is_one_sentence_and_costs_only_what_was_not_written(tmp_path, monkeypatch,
+                                                                         fault):
+    store, run, sync = ResultStore(tmp_path, flush_seconds=0), [], os.fsync
+
+    def thunk(number):
+        run.append(number)
+        return [row(number)]
+
+    tasks = [([row(number)["key"]], lambda number=number: thunk(number)) for number in range(9)]
+
+    def full(descriptor):
+        if len(run) > 4:
+            raise fault
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(VDPError, match=f"cannot write .*{fault.strerror}.*writable root"):
+        store.collect("F1", CONDITION, tasks)
+    monkeypatch.undo()
+    assert sorted(store.done("F1", CONDITION)) == [row(number)["key"] for number in range(4)]
+    assert len(store.collect("F1", CONDITION, tasks)) == 9
+    assert run == [0, 1, 2, 3, 4, 4, 5, 6, 7, 8] and not list(tmp_path.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("skew", [-3600, 3600])
+def test_clocks_that_differ_change_no_row_that_was_read(store, monkeypatch, skew):
+    """A node an hour off writes other values for the same keys: what was read before stays."""
+    whole, now = store.collect("F1", CONDITION, [([row(0)["key"]], lambda: [row(0)])]), time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: now() + skew * 10**9)
+    store.append("F1", CONDITION, [row(0, margin=-1.0), row(1)])
+    found = store.read("F1", CONDITION)
+    pd.testing.assert_frame_equal(found[:1], whole)
+    assert found["key"].tolist() == [row(0)["key"], row(1)["key"]]
 
 
 # ---- compaction

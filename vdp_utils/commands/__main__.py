@@ -48,6 +48,32 @@ def run(
     run(notebook, output, dict(parameters))
 
 
+@app.command(cls=WithPairs)
+def plan(
+    output: Annotated[Path, Argument(help="The plan's file, which vdp shard reads.")],
+    minutes: Annotated[float, Argument(min=0.01, help="That a shard should take.")],
+    notebooks: Annotated[list[Path], Argument(metavar="NOTEBOOK...")],
+    parameters: Annotated[list[tuple], Option(
+        "-p", metavar="NAME VALUE", show_default=False,
+        help="A parameter of theirs, as for vdp run; may be repeated.")] = (),
+):
+    """Cut what notebooks measure into shards, timed on this machine."""
+    from vdp_utils.commands.plan import plan
+
+    plan(output, minutes, notebooks, dict(parameters))
+
+
+@app.command()
+def shard(
+    plan: Annotated[Path, Argument(help="What vdp plan wrote.")],
+    number: Annotated[int, Argument(help="Of the shard, from 0.")],
+):
+    """Measure one shard of a plan, going on where it stopped."""
+    from vdp_utils.commands.shard import shard
+
+    shard(plan, number)
+
+
 @app.command()
 def figures(
     results: Annotated[Path | None, Option(

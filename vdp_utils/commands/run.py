@@ -40,7 +40,7 @@ def run(notebook, output=None, parameters=None):
     began, notebook = time.monotonic(), Path(notebook)
     output = Path(output or Path("build") / notebook.name)
     source = read(notebook)
-    parameters = _checked(notebook, source, parameters or {})
+    parameters = checked(notebook, source, parameters or {})
     partial = _partial(output)
     print(f"{notebook.stem}: started", flush=True)
     try:
@@ -119,7 +119,7 @@ def without_run_details(notebook):
     return notebook
 
 
-def _checked(notebook, source, parameters):
+def checked(notebook, source, parameters):
     """The parameters with texts read as papermill reads them, and folders made absolute."""
     known = papermill.inspect_notebook(source)
     unknown = sorted(set(parameters) - set(known))

@@ -320,7 +320,7 @@ def _write_part(folder: Path, stamp: str, table: pa.Table) -> Path:
 
 def _write(path: Path, data: bytes) -> None:
     """Put `data` at `path` so that a crash leaves the old file or the new one, never a piece."""
-    temp = path.with_name(f".{platform.node()}-{os.getpid()}-{uuid.uuid4().hex}.tmp")
+    temp = path.with_name(f".{_host()}-{os.getpid()}-{uuid.uuid4().hex}.tmp")
     try:
         with open(temp, "xb") as file:
             file.write(data)
@@ -346,12 +346,21 @@ def _sweep(folder: Path) -> None:
                 temp.unlink()
 
 
+def _host() -> str:
+    """This machine, and this container on it: where a process id means something."""
+    try:
+        return f"{platform.node()}.{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return platform.node()
+
+
 def _abandoned(temp: Path) -> bool:
-    """Say whether nobody can be writing `temp`: its process is gone, or it is a day old."""
+    """Say whether nobody can be writing `temp`: its process is gone, or it is a day older than what
+    was last written beside it, both by the clock of the disk: those of nodes may differ."""
     host, _, pid = temp.name[1:].rpartition("-")[0].rpartition("-")
-    if os.name == "posix" and host == platform.node() and pid.isdecimal():
+    if os.name == "posix" and host == _host() and pid.isdecimal():
         try:
             os.kill(int(pid), 0)
         except ProcessLookupError:
             return True
-    return time.time() - temp.stat().st_mtime > DAY
+    return temp.parent.stat().st_mtime - temp.stat().st_mtime > DAY
