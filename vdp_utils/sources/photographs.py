@@ -7,6 +7,7 @@ is a VDPError; a record that is, or a photograph that is not there, is left out 
 import hashlib
 import heapq
 import math
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from vdp_utils.errors import VDPError
-from vdp_utils.sources import coco, pictures, pope, samples, scenes, svit, table, visual_genome
+from vdp_utils.sources import (coco, dialogues, pictures, pope, samples, scenes, svit, table,
+                               visual_genome)
 from vdp_utils.sources.dialogues import Question
 from vdp_utils.sources.files import Files
 from vdp_utils.sources.pictures import Item
@@ -45,6 +47,7 @@ class Photograph(pictures.Picture):
     nouns: dict[str, None] = field(default_factory=dict)
     turns: list[tuple[str, str]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    contexts: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)  # by kind
 
     @property
     def caption(self) -> str:
@@ -133,6 +136,18 @@ class Photograph(pictures.Picture):
         free = tactful(self.turns, avoid)
         return record_of(self.image_id, [free[i] for i in rng.permutation(len(free))[:turns]])
 
+    def ready_context(self, kind: str) -> tuple[str, np.ndarray] | None:
+        """See `Picture.ready_context`."""
+        return self.contexts.get(kind)
+
+    def untold(self, kind: str, asked) -> str:
+        """See `Picture.untold`."""
+        try:
+            self.ready_context(kind) or next(dialogues.context_blocks(kind, self, asked, 0))
+        except VDPError as error:
+            return str(error)
+        return ""
+
     # ---- what readers call
 
     def add_box(self, noun: str, box, where, crowd: bool = False) -> None:
@@ -168,7 +183,19 @@ class Photograph(pictures.Picture):
             return
         self._add(self.questions, question, "question", where)
         if question.kind != "presence" or question.answer == "Yes":
-            self.nouns |= dict.fromkeys(question.nouns)
+            boxed = {item.noun for item in self.items}
+            self.nouns |= dict.fromkeys(noun for noun in question.nouns if noun not in boxed)
+
+    def add_context(self, kind: str, text: str, ids, where) -> None:
+        """A context of a kind as it stands in the file; of those that end alike the longest."""
+        dialogues.check_context_kind(kind)
+        new = text, np.asarray(ids, dtype=np.uint32)
+        short, long = sorted([new, self.contexts.get(kind, new)], key=lambda one: len(one[0]))
+        at = len(long[1]) - len(short[1])
+        if long[0].endswith(short[0]) or len(short[1]) and (long[1][at:] == short[1]).all():
+            self.contexts[kind] = long
+        else:
+            self.source.skip("context that does not end as the others of its kind", where)
 
     def _add(self, known: list, one, what: str, where) -> None:
         if one in known or len(known) == MOST:
@@ -223,6 +250,7 @@ class Source(Files):
         self.found: dict[str, bool] = {}  # of every photograph that a record names
         self.kept: dict[str, Photograph] = {}
         self._ranks: list[tuple[int, str]] = []
+        self._folder: tempfile.TemporaryDirectory | None = None
 
     @cached_property
     def photos(self) -> list[Photograph]:
@@ -247,7 +275,8 @@ class Source(Files):
     def digest(self) -> str:
         """What tells equally named sources with other records apart."""
         said = [photo.turns for photo in self.others.talk] if self.others else []
-        facts = [(p.image_id, p.items, list(p.nouns), p.turns, p.questions) for p in self.photos]
+        facts = [(p.image_id, p.items, list(p.nouns), p.turns, p.questions,
+                  [(kind, text) for kind, (text, _) in p.contexts.items()]) for p in self.photos]
         return hashlib.sha256(ascii((facts, said)).encode()).hexdigest()[:12]
 
     # ---- samples, as `samples` makes them of scenes
@@ -317,13 +346,17 @@ class Source(Files):
             self.skip("record of an image that is not listed", where)
         return self.kept.get(key)
 
-    def photo(self, image_id, *names: str, size=None) -> Photograph | None:
-        """The photograph of an id in the first of the files `names`; None where it is not kept."""
+    def photo(self, image_id, *names: str, size=None, content: bytes = b"") -> Photograph | None:
+        """The photograph of an id in the first of the files `names`; None where it is not kept.
+
+        `content` stands for a file where a table holds its bytes.
+        """
         key = identity(image_id)
         if key not in self.found:
             if size and min(size := tuple(map(int, size))) < 1:
                 raise ValueError(f"size {size}")
-            path = self.image(names) if self.need_images else None
+            path = self._file(content) if content else (
+                self.image(names) if self.need_images else None)
             self.found[key] = path is not None
             if path or not self.need_images:
                 digest = hashlib.sha256(ascii((self.name, key)).encode()).digest()
@@ -333,6 +366,14 @@ class Source(Files):
             if len(self._ranks) > KEPT:
                 del self.kept[heapq.heappop(self._ranks)[1]]
         return self.kept.get(key)
+
+    def _file(self, content: bytes) -> Path:
+        """A file of an image's bytes, in a folder that goes when this source does."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="vdp-")
+        path = Path(self._folder.name, hashlib.sha256(content).hexdigest())
+        path.write_bytes(content)
+        return path
 
 
 READERS = {"table": table, "coco": coco, "visual-genome": visual_genome, "svit": svit, "pope": pope,
