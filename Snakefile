@@ -11,6 +11,8 @@ from vdp_utils import paths
 from vdp_utils.commands.inputs import files_of
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.names import check_names
+from vdp_utils.sources.files import Files
+from vdp_utils.sources.photographs import check_data
 
 NOTEBOOKS = [
     "00_the_embedded_lvlm",
@@ -38,23 +40,36 @@ if workflow.output_settings.quiet and not workflow.output_settings.dryrun:
 
 PROFILE = config.get("profile", "quick")
 MODEL = str(config.get("model", paths.MODEL))
+DATA = str(config.get("data", "scenes"))
+DATA_ROOT = str(config.get("data_root") or "") if DATA != "scenes" else ""
+DATA_ROOT = DATA_ROOT and os.path.abspath(DATA_ROOT)
+DEVICE, DTYPE = config.get("device"), config.get("dtype")
 try:
     paths.results(PROFILE)  # knows the profiles
-    check_names(MODEL)
+    check_names(MODEL, DEVICE, DTYPE)
+    check_data(DATA, DATA_ROOT)
 except VDPError as error:
     sys.exit(f"error: {error}")
 
 if not MODEL.startswith("embedded-"):
     NOTEBOOKS = NOTEBOOKS[1:]  # the first one is about the embedded LVLM
+if DATA != "scenes":  # which the first one and MMDU's dialogues are about in any case
+    NOTEBOOKS = [name for name in NOTEBOOKS if "DATA_ROOT" in open(f"notebooks/{name}.ipynb").read()]
 
-FOLDER, OPTIONS = f"build/{PROFILE}", f"-p PROFILE {PROFILE}"
+FOLDER, GIVEN = f"build/{PROFILE}", {"PROFILE": PROFILE}
 if MODEL != paths.MODEL:
     FOLDER += f"/{paths.slug(MODEL)}"
-    OPTIONS += f" -p MODEL {shlex.quote(MODEL)}"
+    GIVEN["MODEL"] = MODEL
+if DATA != "scenes":
+    FOLDER += f"/{paths.slug(DATA + DATA_ROOT)}"
+    GIVEN |= {"DATA": DATA, "DATA_ROOT": DATA_ROOT}
+if DTYPE:
+    FOLDER += f"/{DTYPE}"
+GIVEN |= {name: value for name, value in {"DEVICE": DEVICE, "DTYPE": DTYPE}.items() if value}
 
 # The committed notebooks are executed in place, with the parameters' defaults, so that no injected
 # cell is committed. A stamp stands for "ran here", since a rule's output cannot be its own input.
-IN_PLACE = PROFILE == "full" and MODEL == paths.MODEL
+IN_PLACE = GIVEN == {"PROFILE": "full"}
 OUTPUT = f"{FOLDER}/{{name}}.{'done' if IN_PLACE else 'ipynb'}"
 RUN = shlex.join([sys.executable, "-m", "vdp_utils.commands", "run"])
 
@@ -65,10 +80,19 @@ def code(wildcards):
 
 
 def data(wildcards):
-    """The weights of the one model, and the benchmark's tables where they are read."""
+    """The weights of the one model, the data's files, and the benchmark's tables where read."""
     weights = MODEL.replace("embedded-", "data/models/") if MODEL.startswith("embedded-") else MODEL
     tables = "data/bench/*.csv" if "vdp_utils/commands/bench.py" in code(wildcards) else ""
-    return sorted(glob(f"{weights}/*") + glob(tables))
+    files = [DATA_ROOT] if os.path.isfile(DATA_ROOT) else []
+    files += Files(DATA_ROOT).find("*.json", "*.csv", "*.parquet") if os.path.isdir(DATA_ROOT) else []
+    return sorted(glob(f"{weights}/*") + glob(tables) + list(map(str, files)))
+
+
+def options(wildcards):
+    """What of the given parameters this notebook takes."""
+    text = open(f"notebooks/{wildcards.name}.ipynb", encoding="utf-8").read()
+    return "".join(f" -p {name} {shlex.quote(value)}" for name, value in GIVEN.items()
+                   if f'"{name} = ' in text)
 
 
 rule study:
@@ -84,7 +108,9 @@ rule notebook:
         data=data,
     output:
         touch(OUTPUT) if IN_PLACE else OUTPUT,
+    params:
+        options=options,
     threads: workflow.cores
     priority: lambda wildcards: len(NOTEBOOKS) - NOTEBOOKS.index(wildcards.name)  # in order
     shell:
-        RUN + " {input.notebook} " + ("{input.notebook}" if IN_PLACE else "{output} " + OPTIONS)
+        RUN + " {input.notebook} " + ("{input.notebook}" if IN_PLACE else "{output}{params.options}")

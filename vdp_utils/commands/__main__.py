@@ -140,7 +140,7 @@ def dataset(
         help="presence, position, relation, counting, or a table's own.")] = "presence",
     seed: Annotated[int, Option(min=0, help="Of the contexts.")] = 0,
 ):
-    """Write questions behind contexts of exact lengths, for Hugging Face and VLMEvalKit."""
+    """Write questions behind contexts of exact lengths."""
     from vdp_utils.commands.dataset import dataset
 
     dataset(data, root, out, model, images, pairs, kind, length, questions, seed)

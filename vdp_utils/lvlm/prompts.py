@@ -11,7 +11,7 @@ from PIL import Image
 
 from vdp_utils.attention import tokens
 from vdp_utils.attention.tokens import SLOT, Kind, pieces, token_kinds, written
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.dialogues import LEAD_AT_START, LEAD_ELSEWHERE, Question
@@ -199,8 +199,8 @@ def _cut(tokenizer, sample: Sample, kind: str, text: str, ids, length: int, seed
     if tokenizer.decode(ids) != text:
         ids = _said(tokenizer, text)
     if length > len(ids) or seed or misleading != 1:
-        raise VDPError(f"{sample.image_id} has one {kind} context, of {len(ids)} tokens: ask for "
-                       f"at most these, and with seed 0 (asked: {length}, {seed})")
+        raise Lacking(f"{sample.image_id} has one {kind} context, of {len(ids)} tokens: ask for "
+                      f"at most these, and with seed 0 (asked: {length}, {seed})")
     return np.array(ids[len(ids) - length:], dtype=np.int64)
 
 

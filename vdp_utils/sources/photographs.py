@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.sources import (coco, dialogues, pictures, pope, samples, scenes, svit, table,
                                visual_genome)
 from vdp_utils.sources.dialogues import Question
@@ -25,6 +25,7 @@ from vdp_utils.sources.files import Files
 from vdp_utils.sources.pictures import Item
 from vdp_utils.sources.words import naming, plain
 
+ORDERS = {"evaluation": 1, "validation": -1}  # splits from either end: they meet if few are there
 STREAM = 7  # of seeds: scenes have the lower ones
 KEPT = 5_000  # photographs of a source that are kept, those with the smallest hashes of their ids
 MOST = 500  # boxes, turns and questions that are kept of one photograph
@@ -48,6 +49,7 @@ class Photograph(pictures.Picture):
     turns: list[tuple[str, str]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     contexts: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)  # by kind
+    _untold: dict[tuple, str] = field(default_factory=dict, repr=False)
 
     @property
     def caption(self) -> str:
@@ -115,8 +117,8 @@ class Photograph(pictures.Picture):
         for photo in photos[at + 1:] + photos[:at]:
             if not banned.search("\n".join(photo.counts)) and photo.readable:
                 return photo
-        raise VDPError(f"{self.image_id}: {self.source.name} has no photograph without "
-                       f"{', '.join(avoid)}: ask about fewer nouns, or give more photographs")
+        raise Lacking(f"{self.image_id}: {self.source.name} has no photograph without "
+                      f"{', '.join(avoid)}: ask about fewer nouns, or give more photographs")
 
     def other(self, rng) -> "Photograph | Told":
         """Another photograph of which something was said, or a scene: see `Source.others`."""
@@ -127,9 +129,9 @@ class Photograph(pictures.Picture):
         for photo in talk[at:at + 2] + talk[:1]:
             if photo is not self:
                 return photo
-        raise VDPError(f"{self.source.name} in {self.source.root} holds no talk about other "
-                       f"images: add one, such as {self.source.name}+svit or "
-                       f"{self.source.name}+scenes")
+        raise Lacking(f"{self.source.name} in {self.source.root} holds no talk about other "
+                      f"images: add one, such as {self.source.name}+svit or "
+                      f"{self.source.name}+scenes")
 
     def dialogue(self, rng, turns: int, avoid=()) -> dict:
         """Up to `turns` of what was said, each once, that name none of `avoid` or its kin."""
@@ -140,13 +142,17 @@ class Photograph(pictures.Picture):
         """See `Picture.ready_context`."""
         return self.contexts.get(kind)
 
-    def untold(self, kind: str, asked) -> str:
+    def untold(self, kind: str, asked, swapped: bool = False) -> str:
         """See `Picture.untold`."""
-        try:
-            self.ready_context(kind) or next(dialogues.context_blocks(kind, self, asked, 0))
-        except VDPError as error:
-            return str(error)
-        return ""
+        key = kind, tuple(asked), swapped
+        if key not in self._untold:
+            self._untold[key] = ""
+            try:
+                self.ready_context(kind) or next(dialogues.context_blocks(kind, self, asked, 0))
+                swapped and self.swap(asked)
+            except VDPError as error:
+                self._untold[key] = str(error)
+        return self._untold[key]
 
     # ---- what readers call
 
@@ -271,6 +277,11 @@ class Source(Files):
                 found.setdefault(noun, Counter()).update(photo.counts.keys() - {noun})
         return found
 
+    @property
+    def subfolder(self) -> str:
+        """Of rows and figures, so that those of other records are apart."""
+        return f"{self.name}-{self.digest}"
+
     @cached_property
     def digest(self) -> str:
         """What tells equally named sources with other records apart."""
@@ -319,11 +330,12 @@ class Source(Files):
         return samples.drawn(photo, kind, most)
 
     def _samples(self, split: str, count: int, kind: str, ask) -> list[samples.Sample]:
-        if split != "evaluation":
-            raise VDPError(f"{self.name} has no split {split!r}: photographs have but 'evaluation'")
+        if split not in ORDERS:
+            raise VDPError(f"{self.name} has no split {split!r}: photographs have but "
+                           f"{', '.join(ORDERS)}")
 
         def asked():
-            for photo in self.photos:
+            for photo in self.photos[::ORDERS[split]]:
                 try:
                     sample = ask(photo)
                 except VDPError as error:  # such as a photograph that shows every noun there is
@@ -334,8 +346,8 @@ class Source(Files):
 
         found = list(islice(asked(), count))
         if not found:
-            raise VDPError(f"{self.name} in {self.root} has no photograph with questions of kind "
-                           f"{kind}: see `vdp sources {self.name} {self.root}`")
+            raise Lacking(f"{self.name} in {self.root} has no photograph with questions of kind "
+                          f"{kind}: see `vdp sources {self.name} {self.root}`")
         return found
 
     # ---- what readers call
@@ -380,6 +392,16 @@ READERS = {"table": table, "coco": coco, "visual-genome": visual_genome, "svit":
            **{f"pope-{setting}": pope for setting in pope.SETTINGS}}
 
 
+def check_data(data: str, root=None, folder="") -> None:
+    """VDPError for what `open_source` cannot know or find; a relative `root` is one in `folder`."""
+    name, plus, talk = data.partition("+")
+    if data != "scenes" and (name not in READERS or plus and talk not in (*READERS, "scenes")):
+        raise VDPError(f"unknown data {data!r}: choose scenes or one of {', '.join(READERS)}, and "
+                       "for talk about other images one more after a +, such as pope+svit")
+    if data != "scenes" and not (root and Path(folder, root).exists()):
+        raise VDPError(f"data {data} from {root or None}: give the folder that its files lie in")
+
+
 def open_source(data: str, root=None):
     """What makes samples: `samples` for the synthetic scenes, else a `Source` of files in `root`.
 
@@ -389,14 +411,10 @@ def open_source(data: str, root=None):
     kind, per_image). VDPError for a name or folder that is not there and for files that are broken
     or lacking.
     """
+    check_data(data, root)
     if data == "scenes":
         return samples
     name, plus, talk = data.partition("+")
-    if name not in READERS or plus and talk not in (*READERS, "scenes"):
-        raise VDPError(f"unknown data {data!r}: choose scenes or one of {', '.join(READERS)}, and "
-                       "for talk about other images one more after a +, such as pope+svit")
-    if root is None or not Path(root).exists():
-        raise VDPError(f"data {data} from {root}: give the folder that its files lie in")
     source = Source(name, root)
     if plus:
         source.others = Source(talk, root, need_images=False) if talk in READERS else None

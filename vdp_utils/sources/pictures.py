@@ -85,8 +85,9 @@ class Picture(Protocol):
         """A context that its source holds, text and token ids; None where contexts are made."""
         return None
 
-    def untold(self, kind: str, asked) -> str:
-        """Why there is no context of a kind for questions about `asked`; "" where there is."""
+    def untold(self, kind: str, asked, swapped: bool = False) -> str:
+        """Why there is no context of a kind for questions about `asked`, or, `swapped`, no other
+        picture; "" where there is."""
         return ""
 
 
