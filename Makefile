@@ -1,6 +1,7 @@
 # make help lists what there is.
 PROFILE ?= quick
 MODEL ?= embedded-s
+DATA ?= scenes
 PYTHON ?= python3
 VENV ?= .venv
 CORES ?= all
@@ -10,10 +11,13 @@ PIP := -m pip --disable-pip-version-check install --quiet
 # A notebook runs again when it or what it uses has changed since it last ran (mtime; a file that
 # was only touched does not count), and what a stopped run left is made again.
 SNAKEMAKE = $(BIN)/snakemake --cores $(CORES) --rerun-triggers mtime --rerun-incomplete --quiet \
-	--config profile=$(PROFILE) model='$(MODEL)'
+	--config profile=$(PROFILE) model='$(MODEL)' $(if $(filter-out scenes,$(DATA)),data='$(DATA)' \
+	data_root='$(DATA_ROOT)') $(DEVICE:%=device=%) $(DTYPE:%=dtype=%)
 # Where the study's notebooks are then, as Snakefile has it.
-IN_PLACE = $(if $(filter full,$(PROFILE)),notebooks,build/$(PROFILE))
-NOTEBOOKS = $(if $(filter embedded-s,$(MODEL)),$(IN_PLACE),build/$(PROFILE)/$(subst /,-,$(MODEL)))
+APART = $(subst /,-,$(filter-out embedded-s,$(MODEL))) $(subst /,-,$(subst +,-,$(if \
+	$(filter-out scenes,$(DATA)),$(DATA)$(abspath $(DATA_ROOT))))) $(DTYPE)
+IN_PLACE = $(if $(filter full,$(PROFILE)),$(if $(strip $(APART)$(DEVICE)),,yes))
+NOTEBOOKS = $(if $(IN_PLACE),notebooks,$(subst $(EMPTY) $(EMPTY),/,$(strip build/$(PROFILE) $(APART))))
 
 .PHONY: help env study figures bench baselines test weekly oldest test-cluster pack unlock clean
 
@@ -23,7 +27,7 @@ help: ## this list
 env: ## the virtual environment of requirements.lock in VENV=.venv, made with PYTHON=python3
 	@$(PYTHON) bootstrap.py $(VENV)
 
-study: env ## run what is missing: PROFILE=quick (minutes) or full (as committed), MODEL=embedded-s
+study: env ## run what is missing: PROFILE=quick (minutes) or full (as committed), MODEL=embedded-s, DEVICE, DTYPE, DATA=scenes, DATA_ROOT
 	@$(SNAKEMAKE)
 	@echo "Now read the notebooks in $(NOTEBOOKS); README.md says what the full profile found."
 

@@ -12,6 +12,8 @@ from vdp_utils import paths
 from vdp_utils.commands.inputs import files_of
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm.names import check_names
+from vdp_utils.sources.files import Files
+from vdp_utils.sources.photographs import check_data
 
 NOTEBOOKS = [
     "00_the_embedded_lvlm",
@@ -41,23 +43,36 @@ if workflow.output_settings.quiet and not workflow.output_settings.dryrun:
 PROFILE = config.get("profile", "quick")
 MINUTES = config.get("minutes")  # that a shard should take; without it notebooks measure alone
 MODEL = str(config.get("model", paths.MODEL))
+DATA = str(config.get("data", "scenes"))
+DATA_ROOT = str(config.get("data_root") or "") if DATA != "scenes" else ""
+DATA_ROOT = DATA_ROOT and os.path.abspath(DATA_ROOT)
+DEVICE, DTYPE = config.get("device"), config.get("dtype")
 try:
     paths.results(PROFILE)  # knows the profiles
-    check_names(MODEL)
+    check_names(MODEL, DEVICE, DTYPE)
+    check_data(DATA, DATA_ROOT)
 except VDPError as error:
     sys.exit(f"error: {error}")
 
 if not MODEL.startswith("embedded-"):
     NOTEBOOKS = NOTEBOOKS[1:]  # the first one is about the embedded LVLM
+if DATA != "scenes":  # which the first one and MMDU's dialogues are about in any case
+    NOTEBOOKS = [name for name in NOTEBOOKS if "DATA_ROOT" in open(f"notebooks/{name}.ipynb").read()]
 
-FOLDER, OPTIONS = f"build/{PROFILE}", f"-p PROFILE {PROFILE}"
+FOLDER, GIVEN = f"build/{PROFILE}", {"PROFILE": PROFILE}
 if MODEL != paths.MODEL:
     FOLDER += f"/{paths.slug(MODEL)}"
-    OPTIONS += f" -p MODEL {shlex.quote(MODEL)}"
+    GIVEN["MODEL"] = MODEL
+if DATA != "scenes":
+    FOLDER += f"/{paths.slug(DATA + DATA_ROOT)}"
+    GIVEN |= {"DATA": DATA, "DATA_ROOT": DATA_ROOT}
+if DTYPE:
+    FOLDER += f"/{DTYPE}"
+GIVEN |= {name: value for name, value in {"DEVICE": DEVICE, "DTYPE": DTYPE}.items() if value}
 
 # The committed notebooks are executed in place, with the parameters' defaults, so that no injected
 # cell is committed. A stamp stands for "ran here", since a rule's output cannot be its own input.
-IN_PLACE = PROFILE == "full" and MODEL == paths.MODEL
+IN_PLACE = GIVEN == {"PROFILE": "full"}
 OUTPUT = f"{FOLDER}/{{name}}.{'done' if IN_PLACE else 'ipynb'}"
 VDP = shlex.join([sys.executable, "-m", "vdp_utils.commands"])
 NOTEBOOK_FILES = expand("notebooks/{name}.ipynb", name=NOTEBOOKS)
@@ -81,11 +96,24 @@ def shards(wildcards):
 
 
 def data(wildcards):
-    """The weights of the one model, and its instruments' and the benchmark's tables where read."""
+    """The weights of one model and its instruments, the data's files, benchmarks: where read."""
     weights = MODEL.replace("embedded-", "data/models/") if MODEL.startswith("embedded-") else MODEL
     weights += "*" * ("vdp_utils/findings/models.py" in code(wildcards))
     tables = "data/bench/*.csv" if "vdp_utils/commands/bench.py" in code(wildcards) else ""
-    return sorted(glob(f"{weights}/*") + glob(tables))
+    files = [DATA_ROOT] if os.path.isfile(DATA_ROOT) else []
+    files += Files(DATA_ROOT).find("*.json", "*.csv", "*.parquet") if os.path.isdir(DATA_ROOT) else []
+    return sorted(glob(f"{weights}/*") + glob(tables) + list(map(str, files)))
+
+
+def given(names):
+    """Those of the given parameters as options of a command."""
+    return "".join(f" -p {name} {shlex.quote(GIVEN[name])}" for name in GIVEN if name in names)
+
+
+def options(wildcards):
+    """What of the given parameters this notebook takes."""
+    text = open(f"notebooks/{wildcards.name}.ipynb", encoding="utf-8").read()
+    return given([name for name in GIVEN if f'"{name} = ' in text])
 
 
 def everything(wildcards):
@@ -106,9 +134,11 @@ checkpoint plan:
         rest=everything,
     output:
         PLAN,
+    params:
+        options=given(GIVEN),
     threads: workflow.cores
     shell:
-        f"{VDP} plan {{output}} {MINUTES} {{input.notebooks}} {OPTIONS}"
+        f"{VDP} plan {{output}} {MINUTES} {{input.notebooks}}{{params.options}}"
 
 
 # Rows go where the notebooks look for them. A shard that was stopped goes on where it was.
@@ -132,7 +162,9 @@ rule notebook:
         shards=shards,
     output:
         touch(OUTPUT) if IN_PLACE else OUTPUT,
+    params:
+        options=options,
     threads: workflow.cores
     priority: lambda wildcards: len(NOTEBOOKS) - NOTEBOOKS.index(wildcards.name)  # in order
     shell:
-        VDP + " run {input.notebook} " + ("{input.notebook}" if IN_PLACE else "{output} " + OPTIONS)
+        VDP + " run {input.notebook} " + ("{input.notebook}" if IN_PLACE else "{output}{params.options}")

@@ -17,7 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def make(*arguments):
     """What make prints, free of the variables of a make that runs these tests."""
-    ours = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "VENV", "PROFILE", "PYTHON", "MODEL")
+    ours = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "VENV", "PROFILE", "PYTHON", "MODEL",
+            "DATA", "DATA_ROOT", "DEVICE", "DTYPE")
     env = {name: value for name, value in os.environ.items() if name not in ours}
     return subprocess.check_output(["make", *arguments], cwd=ROOT, env=env, text=True)
 
@@ -34,6 +35,11 @@ def test_make_targets_run_what_they_say():
     assert "--config profile=full" in full and "read the notebooks in notebooks;" in full
     other = recipe("study", "PROFILE=full", "MODEL=owner/name")
     assert "model='owner/name'" in other and f"build/full/{slug('owner/name')};" in other
+    own = recipe("study", "MODEL=owner/name", "DATA=pope+svit", "DATA_ROOT=/my/data",
+                 "DEVICE=cuda", "DTYPE=bfloat16", "PROFILE=full")
+    assert "data='pope+svit' data_root='/my/data' device=cuda dtype=bfloat16" in own
+    assert f"build/full/owner-name/{slug('pope+svit/my/data')}/bfloat16;" in own
+    assert "read the notebooks in build/full;" in recipe("study", "PROFILE=full", "DEVICE=cuda")
     assert ".venv/bin/vdp figures" in recipe("figures")
     tests = "TQDM_DISABLE=1 .venv/bin/python -m pytest -q -n 2 --dist worksteal tests"
     assert tests in recipe("test")

@@ -103,6 +103,7 @@ def test_one_cell_holds_the_parameters_before_all_that_depends_on_them(path):
     assert found["PROFILE"] == "full" and found["FIGURES"] == found.get("RESULTS", "") == ""
     assert found["MODEL"] == "embedded-s" and not found.get("RECOMPUTE")
     assert path not in MEASURING or (found["DEVICE"], found["DTYPE"]) == ("cpu", "float32")
+    assert path.stem[:2] in ("00", "12") or (found["DATA"], found["DATA_ROOT"]) == ("scenes", "")
     assert all(name.isupper() for name in found)
     late = set(found).union(*(names(cell.source, ast.Store) for cell in cells[at:]))
     for cell in cells[:at]:

@@ -27,6 +27,13 @@ def test_the_figures_of_the_default_model_lie_where_they_lay():
     assert paths.figures("smoke") == paths.ROOT / "build/smoke/figures"
 
 
+def test_another_source_s_rows_and_figures_are_apart_and_never_among_the_committed():
+    assert paths.results("full", data="coco-1a") == paths.ROOT / "build/results/full/coco-1a"
+    assert paths.results("quick", "mine", "coco-1a") == paths.Path("mine/coco-1a")
+    assert paths.figures("full", data="coco-1a") == paths.ROOT / "build/full/figures/coco-1a"
+    assert paths.results("full", data="") == paths.ROOT / "data/results"
+
+
 def test_an_unknown_profile_is_refused():
     for model in ("embedded-s", "embedded-m"):
         with pytest.raises(VDPError, match="unknown profile 'slow': choose one of full, quick, sm"):

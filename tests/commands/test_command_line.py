@@ -14,8 +14,8 @@ from vdp_utils import commands, paths
 from vdp_utils.commands.__main__ import app, main
 from vdp_utils.errors import VDPError
 
-COMMANDS = ("run", "plan", "shard", "figures", "bench", "baselines", "probe", "sources", "train",
-            "held-out")
+COMMANDS = ("run", "plan", "shard", "figures", "bench", "baselines", "probe", "sources", "dataset",
+            "train", "held-out")
 FOR_OTHERS = {"__init__", "__main__", "inputs"}  # modules that are no command
 HEAVY = {"torch", "transformers", "numpy", "pandas", "matplotlib", "papermill", "snakemake"}
 
@@ -74,6 +74,10 @@ def test_help_waits_for_nothing_heavy():
     ("probe", "a/b --data pope+svit --data-root r",
      ("a/b", 24, [2048], None, "auto", None, False, "pope+svit", Path("r"))),
     ("sources", "coco r --model a/b", ("coco", Path("r"), "a/b")),
+    ("dataset", "coco r o --images 5 --pairs 2 --kind prose --length 9 --seed 4 --questions own "
+     "--model a/b", ("coco", Path("r"), Path("o"), "a/b", 5, 2, ["prose"], [9], "own", 4)),
+    ("dataset", "scenes - o", ("scenes", Path("-"), Path("o"), "embedded-s", 100, 3, [
+        "same_image", "other_images", "misleading"], [512, 2048], "presence", 0)),
     ("train", "--size M --minutes 3 --start-from S",
      ("m", 3, Path("build/training"), "S", None, 750, 0, False)),
     ("train", "--instrument far --start-from s --steps 9 --seed 2 --export",

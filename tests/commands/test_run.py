@@ -69,6 +69,33 @@ def given(monkeypatch):
 # ---- what is run, and what is kept
 
 
+def test_it_ends_with_a_sentence_where_the_data_lack_something(tmp_path, capfd):
+    notebook, output = tmp_path / "notebooks/a.ipynb", tmp_path / "a.ipynb"
+    write_notebook(notebook, "print('first')", "from vdp_utils.errors import Lacking\nprint('half')"
+                   "\nraise Lacking('no boxes: give some')", "print('never')")
+    run(notebook, output)
+    assert printed(output) == ("first\nhalf\n"
+                               "It ends here, for what the data lack: no boxes: give some\n")
+    cells = nbformat.read(output, 4).cells
+    assert len(cells) == 4 and [cell.execution_count for cell in cells] == [1, 2, 3, None]
+    assert not output.with_suffix(".partial.ipynb").exists()
+    assert "papermill" not in output.read_text()
+    assert "It ends here" in capfd.readouterr().out
+
+
+def test_data_are_looked_for_before_anything_runs(given, tmp_path, monkeypatch):
+    notebook = write_notebook(tmp_path / "a.ipynb", DATA="scenes", DATA_ROOT="")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "2017").mkdir()
+    found = given(notebook, DATA="coco", DATA_ROOT="2017")
+    assert found == {"DATA": "coco", "DATA_ROOT": str(tmp_path / "2017")}
+    for wrong, said in ((dict(DATA="cocoa"), "unknown data 'cocoa'"),
+                        (dict(DATA="coco"), "data coco from None: give the folder"),
+                        (dict(DATA="coco", DATA_ROOT="x"), "data coco from .*x: give the folder")):
+        with pytest.raises(VDPError, match=said):
+            given(notebook, **wrong)
+
+
 def test_a_notebook_is_run_in_its_folder_over_ipc_and_kept_free_of_run_details(tmp_path, capfd):
     notebook, output = tmp_path / "notebooks/a.ipynb", tmp_path / "out {N} {b}/a.ipynb"
     write_notebook(notebook, TELL)

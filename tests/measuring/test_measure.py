@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import albums
 import numpy as np
 import pytest
 import torch
@@ -11,13 +12,14 @@ from transformers import DynamicCache
 
 from architectures import louder
 from vdp_utils.attention.tokens import Kind
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.measuring import measure as measuring
 from vdp_utils.measuring.measure import (Condition, answer, condition, generate, greedy_agreement,
-                                         measure, measure_sample)
+                                         measure, measure_sample, usable)
 from vdp_utils.measuring.store import ResultStore, condition_hash
 from vdp_utils.sources import dialogues
+from vdp_utils.sources.photographs import open_source
 from vdp_utils.sources.samples import Sample, presence_samples, question_samples
 
 COLUMNS = {"key", "image_id", "question_id", "kind", "nouns", "context_kind", "context_length",
@@ -467,3 +469,47 @@ def test_maps_are_stored_and_read_again(lvlm, presence, store, monkeypatch):
     again = measure(lvlm, presence, [one], store, "maps", each=measuring.map_sample)
     assert len(first) == len(again) == sum(len(sample.questions) for sample in presence)
     assert len(first["map_image"].iloc[0]) == 100 * len(lvlm.model.model.language_model.layers)
+
+
+# ---- what a source lacks
+
+
+def test_what_few_images_lack_leaves_these_out_and_what_most_lack_that_itself(
+        tiny, tmp_path, store, capsys):
+    _, captions = albums.coco(tmp_path)
+    names = "A person, a bird, a surfboard, an oven, a refrigerator, a cup, a dog and a couch."
+    for one in captions["annotations"]:
+        if one["image_id"] < 3:
+            one["caption"] = names
+    albums.write(tmp_path / "annotations/captions_val2017.json", captions)
+    samples = open_source("coco", tmp_path).presence_samples("evaluation", 6)
+    lack = {sample.image_id for sample in samples if sample.lacks("same_image")}
+    assert 0 < len(lack) <= 3
+    kinds = ("same_image", "other_images")
+    conditions = [condition(tiny, kind, length) for kind in kinds for length in (0, 32)]
+    rows = measure(tiny, samples, conditions, store, "few")
+    assert set(rows["image_id"]) == {sample.image_id for sample in samples} - lack
+    assert set(rows["context_kind"]) == set(kinds)
+    said = capsys.readouterr().out
+    assert f"Left out: images without same_image contexts; {len(lack)} of 6 images have" in said
+    none, told = [sample for sample in samples if sample.image_id in lack], []
+    some = none + [sample for sample in samples if sample not in none][:len(none) - 1]
+    found, left = usable(some, conditions, told.append)
+    assert found == some and {one.context_kind for one in left} == {"other_images"}
+    assert told[0].startswith(f"Left out: same_image contexts; {len(none)} of {len(some)} images")
+    with pytest.raises(Lacking, match="same_image contexts: .* images have none .nothing is said"):
+        usable(none, conditions[:2], told.append)
+
+
+def test_of_scenes_nothing_is_left_out_nor_looked_at(tiny, presence, capsys):
+    conditions = [condition(tiny, kind, 8, image) for kind in dialogues.CONTEXT_KINDS
+                  for image in prompts.IMAGES]
+    samples, found = usable(presence, conditions)
+    assert (samples, found) == (presence, conditions) and capsys.readouterr().out == ""
+
+
+def test_a_text_description_answers_no_question_of_a_table_s_own(tiny, tmp_path):
+    samples = open_source("table+scenes", albums.table(tmp_path)).presence_samples("evaluation", 9)
+    own = {s.image_id: s.lacks("other_images", "text") for s in samples}
+    assert {name for name, why in own.items() if why} == {"table-c.jpg"}
+    assert not any(s.lacks("other_images", image) for s in samples for image in ("own", "none"))

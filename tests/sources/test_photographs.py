@@ -192,8 +192,13 @@ def test_presence_questions_are_balanced_and_absent_nouns_stand_beside_present_o
     table = by_number(coco, 4)  # a car, a light, a person: beside people are surfboards and birds
     assert {table.absent(rng) for _ in range(60)} == {"surfboard", "bird"}
     assert [len(s.questions) for s in coco.presence_samples("evaluation", 2, 1)] == [2, 2]
-    with pytest.raises(VDPError, match="no split 'validation'"):
-        coco.presence_samples("validation", 2)
+    with pytest.raises(VDPError, match="no split 'train'.*evaluation, validation"):
+        coco.presence_samples("train", 2)
+
+
+def test_validation_photographs_are_others_while_there_are_enough(coco):
+    first, last = (coco.presence_samples(split, 3) for split in ("evaluation", "validation"))
+    assert len({sample.image_id for sample in first + last}) == 6
 
 
 def test_swapped_shows_none_of_the_asked_nouns(coco):

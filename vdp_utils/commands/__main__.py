@@ -151,6 +151,28 @@ def sources(
 
 
 @app.command()
+def dataset(
+    data: Annotated[str, Argument(help="scenes, table, coco, visual-genome, svit, pope, ...")],
+    root: Annotated[Path, Argument(help="The folder its files lie in; - for scenes.")],
+    out: Annotated[Path, Argument(help="A new folder.")],
+    model: Annotated[str, Option(help="Whose tokens count.")] = "embedded-s",
+    images: Annotated[int, Option(min=1, help="At most.")] = 100,
+    pairs: Annotated[int, Option(min=1, help="Of yes- and no-questions an image, at most.")] = 3,
+    kind: Annotated[list[str], Option(
+        metavar="KIND", help="Of contexts; may be repeated.")] = (
+            "same_image", "other_images", "misleading"),
+    length: Lengths = (512, 2048),
+    questions: Annotated[str, Option(
+        help="presence, position, relation, counting, or a table's own.")] = "presence",
+    seed: Annotated[int, Option(min=0, help="Of the contexts.")] = 0,
+):
+    """Write questions behind contexts of exact lengths."""
+    from vdp_utils.commands.dataset import dataset
+
+    dataset(data, root, out, model, images, pairs, kind, length, questions, seed)
+
+
+@app.command()
 def train(
     size: Size = "s",
     minutes: Annotated[float, Option(help="For all stages together.")] = 70,

@@ -22,7 +22,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from vdp_utils.commands.run import checked, read
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.findings import cost, distance
 from vdp_utils.lvlm.load import load_lvlm
 from vdp_utils.measuring.store import ResultStore, condition_hash
@@ -76,6 +76,8 @@ def tasks_of(notebooks, parameters: dict) -> dict[tuple, Task]:
 
         try:
             exec(_measuring(notebook, parameters), {"_ResultStore": Asked, "_load_lvlm": load})
+        except Lacking:  # the notebook will end there and say so
+            continue
         except NameError as error:
             raise VDPError(f"{notebook} needs rows before it can say what to measure ({error}): "
                            "run it whole") from error

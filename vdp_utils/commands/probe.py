@@ -1,7 +1,9 @@
 """`vdp probe`: does a model lose the image to the text or to the distance, and what helps?"""
 
 import json
+import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +14,7 @@ from vdp_utils.figures.probe import probe as draw
 from vdp_utils.findings import probe as finding
 from vdp_utils.lvlm.load import load_lvlm
 from vdp_utils.lvlm.names import check_names
-from vdp_utils.measuring.measure import measure
+from vdp_utils.measuring.measure import measure, usable
 from vdp_utils.measuring.placed import placed_sample
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.measuring.timing import DEVICE
@@ -34,11 +36,13 @@ def probe(model: str, images=24, lengths=(2048,), device=None, dtype="auto", out
     source, out = open_source(data, data_root), Path(out or ROOT / "build" / "probe" / slug(model))
     samples = source.presence_samples("evaluation", images, 1)
     if data != "scenes":
-        out /= f"{slug(data)}-{source.digest}"
+        out /= source.subfolder
     lvlm = load_lvlm(model, device or DEVICE, dtype)
     store = ResultStore(out / "rows")
+    samples, conditions = usable(samples, finding.conditions(lvlm, lengths),
+                                 partial(print, file=sys.stderr))
     rows = pd.concat([measure(lvlm, samples, [one], store, finding.PROBE, each=placed_sample)
-                      for one in tqdm(finding.conditions(lvlm, lengths), desc=lvlm.name)])
+                      for one in tqdm(conditions, desc=lvlm.name)])
     table, tests = finding.summary(rows), finding.tests(rows)
     bare = Estimate(*table.loc[table["length"] == 0, list(Estimate.__match_args__)].iloc[0])
     said = finding.sentences(tests, bare, lvlm.name)

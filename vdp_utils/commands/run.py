@@ -13,10 +13,11 @@ from papermill.cli import _resolve_type  # what `papermill -p` makes of a text; 
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.lvlm.names import check_names
+from vdp_utils.sources.photographs import check_data
 
-PATHS = ("RESULTS", "FIGURES", "BENCHMARK")  # parameters that name folders or files
+PATHS = ("RESULTS", "FIGURES", "BENCHMARK", "DATA_ROOT")  # parameters: folders or files
 NAMES = ("MODEL", "DEVICE", "DTYPE")  # parameters that `check_names` knows
 LONGEST = 70  # bytes of a folder for sockets, whose paths may be 104 to 108 long
 # The kernel's first line: it is not Jupyter's own, even if this process is. Progress bars that end
@@ -30,7 +31,8 @@ def run(notebook, output=None, parameters=None):
 
     `output` is build/<the notebook's name> by default, and may be `notebook` itself. While it
     runs, and after a failure, the cells so far are in `<output>.partial.ipynb`; `output` is
-    replaced only when every cell has succeeded. Relative paths among the parameters are the
+    replaced only when every cell has succeeded, or all up to one whose data are Lacking: the
+    notebook then ends with that sentence. Relative paths among the parameters are the
     caller's. Prints a line at the start and one at the end; progress bars go to stderr.
 
     Raises VDPError for a notebook that cannot be read, an output that cannot be written, a
@@ -41,13 +43,18 @@ def run(notebook, output=None, parameters=None):
     output = Path(output or Path("build") / notebook.name)
     source = read(notebook)
     parameters = checked(notebook, source, parameters or {})
-    partial = _partial(output)
+    partial, lacking = _partial(output), ""
     print(f"{notebook.stem}: started", flush=True)
     try:
         try:
             executed = _execute(source, partial, notebook, parameters)
         except RuntimeError:  # a kernel that did not start, or died; what it measured is stored
             executed = _execute(source, partial, notebook, parameters)
+        except PapermillExecutionError as error:
+            if error.ename != Lacking.__name__:
+                raise
+            lacking = f"It ends here, for what the data lack: {error.evalue}"
+            executed = _ended(read(partial), lacking)
         nbformat.write(without_run_details(executed), partial)
         os.replace(partial, output)
     except PapermillExecutionError as error:
@@ -59,7 +66,8 @@ def run(notebook, output=None, parameters=None):
         raise VDPError(f"{notebook} could not be run to its end ({error}): check that memory and "
                        "disk suffice") from error
     minutes = (time.monotonic() - began) / 60
-    print(f"{notebook.stem}: done in {minutes:.1f} minutes, see {output}", flush=True)
+    print(f"{notebook.stem}: done in {minutes:.1f} minutes, see {output}", *lacking.splitlines(),
+          sep="\n  ", flush=True)
 
 
 def _execute(source, partial, notebook, parameters):
@@ -103,6 +111,17 @@ def read(notebook):
     return found
 
 
+def _ended(notebook, why):
+    """A notebook that an error ended, with a sentence in the error's place."""
+    notebook.cells = [cell for cell in notebook.cells if not any(
+        tag.startswith("papermill-error") for tag in cell.metadata.get("tags", []))]
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [nbformat.v4.new_output("stream", text=f"{why}\n")
+                            if out.output_type == "error" else out for out in cell.outputs]
+    return notebook
+
+
 def without_run_details(notebook):
     """The notebook less what differs from run to run: papermill's paths and times, progress bars.
 
@@ -137,13 +156,15 @@ def checked(notebook, source, parameters):
     check_names(folder=notebook.parent, **{name.lower(): value for name, value in names.items()})
     for model in str(given.get("OTHERS", "")).split():
         check_names(model, folder=notebook.parent)
+    if "DATA" in given:
+        check_data(given["DATA"], given.get("DATA_ROOT"))
     return given
 
 
 def _value(name, value):
     """What papermill's -p makes of a text; but a folder or a model may be called 2026."""
     read = _resolve_type(value) if isinstance(value, str) else value
-    return value if name in PATHS + NAMES and read is not None else read
+    return value if name in PATHS + NAMES + ("DATA",) and read is not None else read
 
 
 def _partial(output):

@@ -25,6 +25,8 @@ def sources(data: str, root, model: str = "embedded-s"):
              [f"photographs kept (at most {KEPT})", len(source.photos)]]
     lines += [[f"questions in the files: {kind}", n] for kind, n in sorted(Counter(
         q.kind for photo in source.photos for q in photo.questions).items())]
+    lines += [[f"photographs with a context: {kind}", n] for kind, n in sorted(Counter(
+        kind for photo in source.photos for kind in photo.contexts).items())]
     lines += [[f"photographs to ask: {kind}", asked(source, kind)] for kind in KINDS]
     own, other = tokens(source.photos, tokenizer), "without end, of scenes"
     if source.others:

@@ -115,6 +115,7 @@ def attention_maps(maps: pd.DataFrame, samples, lengths, model: str) -> Figure:
     One line a sample, one column a context length; each map is scaled to its own largest value,
     whose share of all attention stands above it.
     """
+    samples = [sample for sample in samples if sample.image_id in set(maps["image_id"])]
     figure, panels = plt.subplots(len(samples), len(lengths) + 1, squeeze=False,
                                   figsize=(WIDE, WIDE / (len(lengths) + 1) * len(samples) + 0.4))
     for line, sample in zip(panels, samples):

@@ -96,6 +96,7 @@ def pruned_examples(rows: pd.DataFrame, samples, model: str) -> Figure:
 
     `rows` are those of `pruned.example_sample`; of each sample its no-question is drawn.
     """
+    samples = [sample for sample in samples if sample.image_id in set(rows["image_id"])]
     size, columns = 5.2, 92  # points, letters a line
     figure, panels = plt.subplots(len(samples), 3, figsize=(WIDE, 2.5 * len(samples) + 0.3),
                                   width_ratios=(1, 1, 3.4), squeeze=False)

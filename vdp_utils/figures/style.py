@@ -57,7 +57,8 @@ def curve(axes, part: pd.DataFrame, number: int = 0, x: str = "context_length", 
 def look(axes, picture, weights) -> float:
     """Draw where on a PIL picture the answer looks, and return the image's share of attention.
 
-    `weights` are layers x 10 x 10 image tokens, flat; the map is scaled to its own largest value.
+    `weights` are layers x 10 x 10 image tokens, flat, nan where the model's lie on no known grid;
+    the map is scaled to its own largest value.
     """
     grid = np.reshape(np.asarray(weights, dtype=float), (-1, 10, 10)).mean(0)
     axes.imshow(picture.convert("L"), cmap="gray", alpha=0.6)

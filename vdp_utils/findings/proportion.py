@@ -11,6 +11,7 @@ import pandas as pd
 from scipy import optimize, special
 
 from vdp_utils import stats
+from vdp_utils.errors import Lacking
 from vdp_utils.findings import estimates
 from vdp_utils.stats import Estimate, Verdict
 
@@ -34,10 +35,13 @@ def yes_questions(rows: pd.DataFrame, samples) -> pd.DataFrame:
     1 + context length.
 
     `objects` is how many the image has, `frequency` how many pictures show the noun, of a fixed
-    set of the samples' kind.
+    set of the samples' kind. Those are left out of whose object no box is known; Lacking where that
+    is so of all.
     """
     counts = {sample.image_id: len(sample.picture.items) for sample in samples}
-    yes = rows[rows["answer"] == "yes"]
+    yes = rows[(rows["answer"] == "yes") & rows["target_share"].notna()]
+    if yes.empty:
+        raise Lacking("of no object that is asked about a box is known: give a source with boxes")
     return yes.assign(
         halvings=-np.log2(yes["target_share"]), doublings=np.log2(1 + yes["context_length"]),
         objects=yes["image_id"].map(counts),

@@ -11,7 +11,7 @@ from PIL import Image
 
 from vdp_utils.attention import tokens
 from vdp_utils.attention.tokens import SLOT, Kind, pieces, token_kinds, written
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.dialogues import LEAD_AT_START, LEAD_ELSEWHERE, Question
@@ -175,17 +175,32 @@ def context(tokenizer, kind: str, sample: Sample, length: int, seed: int = 0,
             **options) -> np.ndarray:
     """Exactly `length` context token ids, int64; longer contexts end with the shorter ones.
 
-    `options` are those of `dialogues.context_blocks`.
+    `options` are those of `dialogues.context_blocks`. A context that the source holds is cut, not
+    made: VDPError where it is shorter, and for another seed or other options than the default.
     """
     if length < 0:
         raise VDPError(f"context length {length}: give 0 or more tokens")
     dialogues.check_context_kind(kind)
+    if ready := sample.picture.ready_context(kind):
+        return _cut(tokenizer, sample, kind, *ready, length, seed, **options)
     # The last number is never 0: numpy takes seeds that differ by trailing zeros as the same.
     key = (*sample.picture.seed, seed, 11 + dialogues.CONTEXT_KINDS.index(kind))
     blocks = dialogues.context_blocks(kind, sample.picture, sample.asked, key, **options)
     ids: list[int] = []
     while len(ids) < length:
         ids = _said(tokenizer, next(blocks)) + ids
+    return np.array(ids[len(ids) - length:], dtype=np.int64)
+
+
+def _cut(tokenizer, sample: Sample, kind: str, text: str, ids, length: int, seed: int,
+         misleading: int = 1) -> np.ndarray:
+    """The end of a context that there is: as it was tokenized if that was by this tokenizer."""
+    _check_words(tokenizer, text)
+    if tokenizer.decode(ids) != text:
+        ids = _said(tokenizer, text)
+    if length > len(ids) or seed or misleading != 1:
+        raise Lacking(f"{sample.image_id} has one {kind} context, of {len(ids)} tokens: ask for "
+                      f"at most these, and with seed 0 (asked: {length}, {seed})")
     return np.array(ids[len(ids) - length:], dtype=np.int64)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import time
+from collections import Counter
 from dataclasses import dataclass
 from typing import Iterable
 
@@ -12,8 +13,9 @@ from transformers.cache_utils import DynamicLayer
 
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.grid import on_picture
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measuring.store import ResultStore
@@ -68,6 +70,8 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
             each=None) -> pd.DataFrame:
     """Rows of every sample under every condition, measured where the store lacks them.
 
+    What is not `usable` is left out, and said.
+
     `recompute` measures all of them again. `each(lvlm, sample, condition)` makes a sample's rows:
     `measure_sample`, or `map_sample`.
 
@@ -85,6 +89,7 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     conditions = list(conditions)
     if not conditions or not samples:
         raise VDPError("nothing to measure: give at least one sample and one condition")
+    samples, conditions = usable(samples, conditions)
     for one in conditions:
         mine = condition(lvlm, one.context_kind, one.context_length)
         for field in ("model", "revision", "dtype", "attention"):
@@ -101,6 +106,29 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
         label = f"{finding} {one.context_kind} {one.context_length}"
         tables.append(store.collect(finding, one, tasks, progress=label))
     return pd.concat(tables, ignore_index=True)
+
+
+def usable(samples: list[Sample], conditions: list[Condition], say=print):
+    """The samples and the conditions of which each sample has each condition's prompt.
+
+    A context kind and image that more than half of the samples lack is left out, and then the
+    samples that lack one of the others; `say` is told each time. Lacking where nothing is left.
+    """
+    for kind, image in dict.fromkeys((one.context_kind, one.image) for one in conditions):
+        reasons = Counter(filter(None, (sample.lacks(kind, image) for sample in samples)))
+        if not reasons:
+            continue
+        what = f"{kind} contexts" + f", image {image}" * (image != "own")
+        why = f"{reasons.total()} of {len(samples)} images have none ({next(iter(reasons))})"
+        if 2 * reasons.total() <= len(samples):
+            samples = [sample for sample in samples if not sample.lacks(kind, image)]
+            say(f"Left out: images without {what}; {why}")
+            continue
+        conditions = [one for one in conditions if (one.context_kind, one.image) != (kind, image)]
+        say(f"Left out: {what}; {why}")
+        if not conditions:
+            raise Lacking(f"{what}: {why}")
+    return samples, conditions
 
 
 def key(sample: Sample, number: int) -> str:
@@ -168,16 +196,18 @@ def map_sample(lvlm: LVLM, sample: Sample, one: Condition) -> list[dict]:
     """Where on the image the answer position looks, for each question of one sample.
 
     Columns: image_id, question_id, context_kind, context_length, question, answer, predicted, and
-    map_image: attention on each image token, layers x tokens, flattened float16, heads' mean.
+    map_image: attention on the image's cells, layers x `on_picture`'s, flattened float16, heads'
+    mean.
     """
-    prefix = prefix_of(lvlm, sample, one)
+    prefix, size = prefix_of(lvlm, sample, one), sample.picture.image().size
     cache, rows = prefill(lvlm, prefix), []
     image = torch.from_numpy(prefix.kinds == Kind.IMAGE).to(lvlm.device).nonzero()[:, 0]
     for number, question in enumerate(sample.questions):
         asking = prompts.asking(lvlm, question)
         with record(lvlm.model, accumulated=("last",)) as recording:
             scores = score(lvlm, prefix, cache, asking, question.options)
-        maps = torch.stack([row[:, image].mean(0) for row in last_rows(recording)])
+        maps = on_picture(lvlm, prefix, size, torch.stack(
+            [row[:, image].mean(0) for row in last_rows(recording)]))
         rows.append(dict(
             **place(sample, number, one), question=question.text, answer=question.answer.lower(),
             predicted=question.options[int(np.argmax(scores))].lower(), map_image=halves(maps)))

@@ -9,7 +9,7 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.sources.pictures import Item, Picture
 
 CONTEXT_KINDS = ("same_image", "other_images", "misleading", "prose", "repeated")
@@ -374,8 +374,8 @@ def _said(among, rng, turns, asked) -> dict:
     for picture in among:
         if (record := picture.dialogue(rng, turns(), asked))["conversations"]:
             return record
-    raise VDPError(f"nothing is said of {picture.image_id} and its like that does not name one of "
-                   f"{', '.join(asked)}: choose another context kind, or a source with more talk")
+    raise Lacking(f"nothing is said of {picture.image_id} and its like that does not name one of "
+                  f"{', '.join(asked)}: choose another context kind, or a source with more talk")
 
 
 def text_description(picture: Picture, seed) -> str:

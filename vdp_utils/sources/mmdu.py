@@ -49,6 +49,10 @@ class Dialogue:
     def questions(self) -> tuple[Question, ...]:
         return tuple(turn.question for turn in self.turns)
 
+    def lacks(self, kind: str, image: str = "own") -> str:
+        """See `Sample.lacks`."""
+        return ""
+
     def record(self) -> dict:
         """The dialogue in the released form, its pictures named, but not stored."""
         said = [{"from": role, "value": value} for turn in self.turns for role, value in (

@@ -7,6 +7,7 @@ is a VDPError; a record that is, or a photograph that is not there, is left out 
 import hashlib
 import heapq
 import math
+import tempfile
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,13 +17,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vdp_utils.errors import VDPError
-from vdp_utils.sources import coco, pictures, pope, samples, scenes, svit, table, visual_genome
+from vdp_utils.errors import Lacking, VDPError
+from vdp_utils.sources import (coco, dialogues, pictures, pope, samples, scenes, svit, table,
+                               visual_genome)
 from vdp_utils.sources.dialogues import Question
 from vdp_utils.sources.files import Files
 from vdp_utils.sources.pictures import Item
 from vdp_utils.sources.words import naming, plain
 
+ORDERS = {"evaluation": 1, "validation": -1}  # splits from either end: they meet if few are there
 STREAM = 7  # of seeds: scenes have the lower ones
 KEPT = 5_000  # photographs of a source that are kept, those with the smallest hashes of their ids
 MOST = 500  # boxes, turns and questions that are kept of one photograph
@@ -45,6 +48,8 @@ class Photograph(pictures.Picture):
     nouns: dict[str, None] = field(default_factory=dict)
     turns: list[tuple[str, str]] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
+    contexts: dict[str, tuple[str, np.ndarray]] = field(default_factory=dict)  # by kind
+    _untold: dict[tuple, str] = field(default_factory=dict, repr=False)
 
     @property
     def caption(self) -> str:
@@ -112,8 +117,8 @@ class Photograph(pictures.Picture):
         for photo in photos[at + 1:] + photos[:at]:
             if not banned.search("\n".join(photo.counts)) and photo.readable:
                 return photo
-        raise VDPError(f"{self.image_id}: {self.source.name} has no photograph without "
-                       f"{', '.join(avoid)}: ask about fewer nouns, or give more photographs")
+        raise Lacking(f"{self.image_id}: {self.source.name} has no photograph without "
+                      f"{', '.join(avoid)}: ask about fewer nouns, or give more photographs")
 
     def other(self, rng) -> "Photograph | Told":
         """Another photograph of which something was said, or a scene: see `Source.others`."""
@@ -124,14 +129,30 @@ class Photograph(pictures.Picture):
         for photo in talk[at:at + 2] + talk[:1]:
             if photo is not self:
                 return photo
-        raise VDPError(f"{self.source.name} in {self.source.root} holds no talk about other "
-                       f"images: add one, such as {self.source.name}+svit or "
-                       f"{self.source.name}+scenes")
+        raise Lacking(f"{self.source.name} in {self.source.root} holds no talk about other "
+                      f"images: add one, such as {self.source.name}+svit or "
+                      f"{self.source.name}+scenes")
 
     def dialogue(self, rng, turns: int, avoid=()) -> dict:
         """Up to `turns` of what was said, each once, that name none of `avoid` or its kin."""
         free = tactful(self.turns, avoid)
         return record_of(self.image_id, [free[i] for i in rng.permutation(len(free))[:turns]])
+
+    def ready_context(self, kind: str) -> tuple[str, np.ndarray] | None:
+        """See `Picture.ready_context`."""
+        return self.contexts.get(kind)
+
+    def untold(self, kind: str, asked, swapped: bool = False) -> str:
+        """See `Picture.untold`."""
+        key = kind, tuple(asked), swapped
+        if key not in self._untold:
+            self._untold[key] = ""
+            try:
+                self.ready_context(kind) or next(dialogues.context_blocks(kind, self, asked, 0))
+                swapped and self.swap(asked)
+            except VDPError as error:
+                self._untold[key] = str(error)
+        return self._untold[key]
 
     # ---- what readers call
 
@@ -168,7 +189,19 @@ class Photograph(pictures.Picture):
             return
         self._add(self.questions, question, "question", where)
         if question.kind != "presence" or question.answer == "Yes":
-            self.nouns |= dict.fromkeys(question.nouns)
+            boxed = {item.noun for item in self.items}
+            self.nouns |= dict.fromkeys(noun for noun in question.nouns if noun not in boxed)
+
+    def add_context(self, kind: str, text: str, ids, where) -> None:
+        """A context of a kind as it stands in the file; of those that end alike the longest."""
+        dialogues.check_context_kind(kind)
+        new = text, np.asarray(ids, dtype=np.uint32)
+        short, long = sorted([new, self.contexts.get(kind, new)], key=lambda one: len(one[0]))
+        at = len(long[1]) - len(short[1])
+        if long[0].endswith(short[0]) or len(short[1]) and (long[1][at:] == short[1]).all():
+            self.contexts[kind] = long
+        else:
+            self.source.skip("context that does not end as the others of its kind", where)
 
     def _add(self, known: list, one, what: str, where) -> None:
         if one in known or len(known) == MOST:
@@ -223,6 +256,7 @@ class Source(Files):
         self.found: dict[str, bool] = {}  # of every photograph that a record names
         self.kept: dict[str, Photograph] = {}
         self._ranks: list[tuple[int, str]] = []
+        self._folder: tempfile.TemporaryDirectory | None = None
 
     @cached_property
     def photos(self) -> list[Photograph]:
@@ -243,11 +277,17 @@ class Source(Files):
                 found.setdefault(noun, Counter()).update(photo.counts.keys() - {noun})
         return found
 
+    @property
+    def subfolder(self) -> str:
+        """Of rows and figures, so that those of other records are apart."""
+        return f"{self.name}-{self.digest}"
+
     @cached_property
     def digest(self) -> str:
         """What tells equally named sources with other records apart."""
         said = [photo.turns for photo in self.others.talk] if self.others else []
-        facts = [(p.image_id, p.items, list(p.nouns), p.turns, p.questions) for p in self.photos]
+        facts = [(p.image_id, p.items, list(p.nouns), p.turns, p.questions,
+                  [(kind, text) for kind, (text, _) in p.contexts.items()]) for p in self.photos]
         return hashlib.sha256(ascii((facts, said)).encode()).hexdigest()[:12]
 
     # ---- samples, as `samples` makes them of scenes
@@ -290,11 +330,12 @@ class Source(Files):
         return samples.drawn(photo, kind, most)
 
     def _samples(self, split: str, count: int, kind: str, ask) -> list[samples.Sample]:
-        if split != "evaluation":
-            raise VDPError(f"{self.name} has no split {split!r}: photographs have but 'evaluation'")
+        if split not in ORDERS:
+            raise VDPError(f"{self.name} has no split {split!r}: photographs have but "
+                           f"{', '.join(ORDERS)}")
 
         def asked():
-            for photo in self.photos:
+            for photo in self.photos[::ORDERS[split]]:
                 try:
                     sample = ask(photo)
                 except VDPError as error:  # such as a photograph that shows every noun there is
@@ -305,8 +346,8 @@ class Source(Files):
 
         found = list(islice(asked(), count))
         if not found:
-            raise VDPError(f"{self.name} in {self.root} has no photograph with questions of kind "
-                           f"{kind}: see `vdp sources {self.name} {self.root}`")
+            raise Lacking(f"{self.name} in {self.root} has no photograph with questions of kind "
+                          f"{kind}: see `vdp sources {self.name} {self.root}`")
         return found
 
     # ---- what readers call
@@ -317,13 +358,17 @@ class Source(Files):
             self.skip("record of an image that is not listed", where)
         return self.kept.get(key)
 
-    def photo(self, image_id, *names: str, size=None) -> Photograph | None:
-        """The photograph of an id in the first of the files `names`; None where it is not kept."""
+    def photo(self, image_id, *names: str, size=None, content: bytes = b"") -> Photograph | None:
+        """The photograph of an id in the first of the files `names`; None where it is not kept.
+
+        `content` stands for a file where a table holds its bytes.
+        """
         key = identity(image_id)
         if key not in self.found:
             if size and min(size := tuple(map(int, size))) < 1:
                 raise ValueError(f"size {size}")
-            path = self.image(names) if self.need_images else None
+            path = self._file(content) if content else (
+                self.image(names) if self.need_images else None)
             self.found[key] = path is not None
             if path or not self.need_images:
                 digest = hashlib.sha256(ascii((self.name, key)).encode()).digest()
@@ -334,9 +379,27 @@ class Source(Files):
                 del self.kept[heapq.heappop(self._ranks)[1]]
         return self.kept.get(key)
 
+    def _file(self, content: bytes) -> Path:
+        """A file of an image's bytes, in a folder that goes when this source does."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="vdp-")
+        path = Path(self._folder.name, hashlib.sha256(content).hexdigest())
+        path.write_bytes(content)
+        return path
+
 
 READERS = {"table": table, "coco": coco, "visual-genome": visual_genome, "svit": svit, "pope": pope,
            **{f"pope-{setting}": pope for setting in pope.SETTINGS}}
+
+
+def check_data(data: str, root=None, folder="") -> None:
+    """VDPError for what `open_source` cannot know or find; a relative `root` is one in `folder`."""
+    name, plus, talk = data.partition("+")
+    if data != "scenes" and (name not in READERS or plus and talk not in (*READERS, "scenes")):
+        raise VDPError(f"unknown data {data!r}: choose scenes or one of {', '.join(READERS)}, and "
+                       "for talk about other images one more after a +, such as pope+svit")
+    if data != "scenes" and not (root and Path(folder, root).exists()):
+        raise VDPError(f"data {data} from {root or None}: give the folder that its files lie in")
 
 
 def open_source(data: str, root=None):
@@ -348,14 +411,10 @@ def open_source(data: str, root=None):
     kind, per_image). VDPError for a name or folder that is not there and for files that are broken
     or lacking.
     """
+    check_data(data, root)
     if data == "scenes":
         return samples
     name, plus, talk = data.partition("+")
-    if name not in READERS or plus and talk not in (*READERS, "scenes"):
-        raise VDPError(f"unknown data {data!r}: choose scenes or one of {', '.join(READERS)}, and "
-                       "for talk about other images one more after a +, such as pope+svit")
-    if root is None or not Path(root).exists():
-        raise VDPError(f"data {data} from {root}: give the folder that its files lie in")
     source = Source(name, root)
     if plus:
         source.others = Source(talk, root, need_images=False) if talk in READERS else None

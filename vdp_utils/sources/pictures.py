@@ -81,6 +81,15 @@ class Picture(Protocol):
         It has fewer turns, or none, where no more can be said so.
         """
 
+    def ready_context(self, kind: str) -> tuple[str, np.ndarray] | None:
+        """A context that its source holds, text and token ids; None where contexts are made."""
+        return None
+
+    def untold(self, kind: str, asked, swapped: bool = False) -> str:
+        """Why there is no context of a kind for questions about `asked`, or, `swapped`, no other
+        picture; "" where there is."""
+        return ""
+
 
 def open_image(image) -> Image.Image:
     """An image as a viewer shows it: RGB, turned by its EXIF tag, transparent parts on white.

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
-from vdp_utils.errors import VDPError
+from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.dialogues import Question
 from vdp_utils.sources.pictures import Picture
 
 PICTURES = ("own", "blank", "swapped")
+subfolder = ""  # of rows and figures: other sources than scenes have one
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class Sample:
         """The same sample with only these of its questions asked."""
         rest = tuple(q for q in (*self.questions, *self.unasked) if q not in questions)
         return replace(self, questions=questions, unasked=rest)
+
+    def lacks(self, kind: str, image: str = "own") -> str:
+        """Why it has no prompt of a context kind and an image, which are those of
+        `prompts.shared_prefix`; "" where it has."""
+        if image not in (*PICTURES, "none") and any(q.kind == "own" for q in self.questions):
+            return "a text description says only which objects there are, and where"
+        return self.picture.untold(kind, self.asked, swapped=image == "swapped")
 
     def image(self, which: str = "own") -> Image.Image:
         """The picture, a mid-grey one, or another with none of the asked nouns; all of one size."""
@@ -87,10 +95,16 @@ def one_question(samples: list[Sample]) -> list[Sample]:
 
 
 def one_pair(samples: list[Sample]) -> list[Sample]:
-    """The samples with their first yes- and their first no-question; those that have both."""
+    """The samples with their first yes- and their first no-question; those that have both.
+
+    Lacking where none has.
+    """
     firsts = [[q for answer in ("Yes", "No") for q in
                [q for q in sample.questions if q.answer == answer][:1]] for sample in samples]
-    return [sample.ask(*pair) for sample, pair in zip(samples, firsts) if len(pair) == 2]
+    found = [sample.ask(*pair) for sample, pair in zip(samples, firsts) if len(pair) == 2]
+    if not found:
+        raise Lacking("no image has both a yes- and a no-question: give a source of both")
+    return found
 
 
 def question_samples(split: str, count: int, kind: str, per_image: int = 3) -> list[Sample]:

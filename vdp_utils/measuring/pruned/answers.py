@@ -6,6 +6,7 @@ import torch
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind, pieces
 from vdp_utils.lvlm import prompts
+from vdp_utils.lvlm.grid import on_picture
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measuring.measure import (halves, judged, kinds_of, last_rows, prefix_of,
@@ -65,10 +66,10 @@ def example_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
 
     Columns: image_id, question_id, context_kind, context_length, strategy, rate, mode, layer,
     question, answer, predicted; texts and stays, a list of the context tokens' texts and whether
-    each is kept; and map_image: attention on each image token, layers x tokens, flattened float16,
-    heads' mean.
+    each is kept; and map_image: attention on the image's cells, layers x `on_picture`'s, flattened
+    float16, heads' mean.
     """
-    prefix, rows = prefix_of(lvlm, sample, one), []
+    prefix, rows, size = prefix_of(lvlm, sample, one), [], sample.picture.image().size
     context = prefix.kinds == Kind.CONTEXT
     texts = pieces(lvlm.tokenizer, prefix.input_ids[context])
     for number, question in enumerate(sample.questions):
@@ -81,5 +82,5 @@ def example_sample(lvlm: LVLM, sample: Sample, one: AnswerCondition) -> list[dic
                 **pruned_place(sample, number, one, pruning),
                 question=question.text, answer=found["answer"], predicted=found["predicted"],
                 texts=texts, stays=stays[kinds == Kind.CONTEXT].tolist(),
-                map_image=halves(looks[:, kinds == Kind.IMAGE])))
+                map_image=halves(on_picture(lvlm, prefix, size, looks[:, kinds == Kind.IMAGE]))))
     return rows
