@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = Path("/etc/slurm/slurm.conf")
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client",
             "munged": "munge", "faketime": "faketime"}  # by a command of theirs
-MINUTES = 1  # of a shard, of which there are then about four
+SHARDS = 5  # about
 NAMES = ("08_theory_checks", "11_scaling_law")
 PROCESSES: list[subprocess.Popen] = []  # Snakemake's, which end with the tests
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
@@ -127,13 +127,13 @@ def copy(tmp_path_factory):
     return make
 
 
-def snakemake(folder, *options):
+def snakemake(folder, *options, minutes=1.0):
     """Snakemake with the profile, as far as it fits here: its running process."""
     command = [sys.executable, "-m", "snakemake", "--profile", "profiles/slurm", "--cores", "1",
                "--default-resources", "slurm_partition=main", "mem_mb=1500", "runtime=60",
                "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "3",
                "--slurm-keep-successful-logs", "--config", "profile=quick",
-               f"minutes={MINUTES}", *options]
+               f"minutes={minutes:.2f}", *options]
     with open(folder / "snakemake.log", "a") as log:
         PROCESSES.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log,
                                           env=ENVIRONMENT | {"PYTHONPATH": str(folder)}))
@@ -196,7 +196,7 @@ def ended(slurm, job):
 def swept(slurm, copy):
     """The folder of a sweep of which Snakemake, and then a node, was killed."""
     folder = copy("swept")
-    first = snakemake(folder)
+    first = snakemake(folder, "--until", "plan")
 
     def planning():
         """the job that plans"""
@@ -208,14 +208,18 @@ def swept(slurm, copy):
     assert "caused by a kill signal or a power loss" in log(folder) and "--unlock" in log(folder)
     subprocess.run(["scancel", "--user", "root"], check=True)
     assert snakemake(folder, "--unlock").wait(100) == 0
-    process = snakemake(folder)
+    assert snakemake(folder, "--until", "plan").wait(1200) == 0, log(folder)[-3000:]
+    plan = folder / "build/quick/plan.json"
+    hours = float(re.search(r"([\d.]+) hours", json.loads(plan.read_text())["said"])[1])
+    plan.unlink()  # the next takes longer shards on a slower machine
+    process = snakemake(folder, minutes=max(hours * 60 / SHARDS, 0.5))
 
     def at_work():
         """a shard on node 2, after another has ended"""
         assert process.poll() is None, log(folder)[-3000:]
         done = list((folder / "build/quick/shards").glob("*.done"))
         return done and running("node2")
-    wait(at_work, 1200)
+    wait(at_work, 2400)
     slurm.kill("node2")
     assert process.wait(1800) == 0, log(folder)[-3000:]
     slurm.node("node2")
