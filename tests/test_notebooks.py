@@ -1,6 +1,7 @@
 """The notebooks: their form, their stored outputs, and that they still say the same."""
 
 import ast
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -28,7 +29,7 @@ from vdp_utils.commands.run import run as run_notebook
 from vdp_utils.errors import VDPError
 from vdp_utils.findings import (PRESENCE, concentration, cost, distance, law, mmdu, ranking,
                                 recovery)
-from vdp_utils.lvlm import load
+from vdp_utils.lvlm import load, prompts
 from vdp_utils.measuring.store import ResultStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -334,12 +335,21 @@ def untouched():
     assert kept == {name: (ROOT / name).stat().st_mtime_ns for name in kept}
 
 
-# Those that try every strategy are the slowest by far: their parts are tested by the findings.
-@pytest.mark.parametrize("path", [
-    pytest.param(path, marks=pytest.mark.weekly) if path.stem[:2] in ("07", "09") else path
-    for path in PATHS], ids=lambda path: path.stem)
+@pytest.fixture
+def small(uneven, monkeypatch):
+    """A model of random weights is loaded instead: nothing is asked of its answers.
+
+    Its small vocabulary spells the options, so that they are cut to their first token.
+    """
+    whole = prompts.option_ids
+    monkeypatch.setattr(prompts, "option_ids", lambda lvlm, option: whole(lvlm, option)[:1])
+    monkeypatch.setattr(load, "load_lvlm",
+                        lambda name, *given: dataclasses.replace(uneven, name=name))
+
+
+@every
 def test_it_runs_in_seconds_into_folders_of_one_s_own(path, tmp_path, monkeypatch, untouched,
-                                                      few_resamples):
+                                                      few_resamples, small):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert len(list(play(path, **smoke(path, tmp_path)))) == len(code(path))
     check_smoke(path, tmp_path)
