@@ -70,8 +70,8 @@ class Test:
 def image_means(rows: pd.DataFrame, value: str, by: Sequence[str] = ()) -> pd.DataFrame:
     """Return the mean of `value` by image and the columns `by`: (image_id, *by, value)."""
     _check(rows, "image_id", value, *by)
-    keys = ["image_id", *by]
-    return rows.astype({value: float}).groupby(keys, sort=True)[value].mean().reset_index()
+    keys = [rows[name] for name in ("image_id", *by)]
+    return rows[value].astype(float).groupby(keys, sort=True).mean().reset_index()
 
 
 def bca(statistic: Callable[..., np.ndarray], *columns: np.ndarray,
@@ -96,7 +96,8 @@ def bca(statistic: Callable[..., np.ndarray], *columns: np.ndarray,
                                 for drawn in _blocks(_draws, n, resamples or RESAMPLES)])
         result = stats.bootstrap(
             columns, statistic, paired=True, vectorized=True, method="BCa", n_resamples=0,
-            batch=max(1, BLOCK // n), bootstrap_result=SimpleNamespace(bootstrap_distribution=found))
+            bootstrap_result=SimpleNamespace(bootstrap_distribution=found),
+            batch=max(1, BLOCK // n))
     low, high = result.confidence_interval
     if not np.isfinite([low, high]).all():
         low, high = np.nanquantile(found, [0.025, 0.975])
@@ -281,10 +282,11 @@ def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> Estimate:
 
     def correlation(times):
         weights, n = times[:, image], (times @ np.bincount(image))[:, None]
-        a, b = (times @ share for share in ranks)
-        a, b = (rank - (weights * rank).sum(1, keepdims=True) / n for rank in (a, b))
-        scale = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
-        return np.where(scale > 1e-9, (weights * a * b).sum(1) / np.maximum(scale, 1e-9), 0.0)
+        a, b = (times @ share - n / 2 for share in ranks)  # their mean is n / 2
+        both, *own = (np.einsum("ij,ij->i", weights * one, other)
+                      for one, other in ((a, b), (a, a), (b, b)))
+        scale = np.sqrt(own[0] * own[1])
+        return np.where(scale > 1e-9, both / np.maximum(scale, 1e-9), 0.0)
 
     return over_images(correlation, len(images), len(rows))
 
