@@ -28,8 +28,8 @@ from vdp_utils import paths, stats
 from vdp_utils.commands import bench, figures
 from vdp_utils.commands.run import run as run_notebook
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (PRESENCE, concentration, cost, distance, law, mmdu, ranking,
-                                recovery)
+from vdp_utils.findings import (PRESENCE, concentration, cost, distance, law, mmdu, proportion,
+                                ranking, recovery)
 from vdp_utils.lvlm import load, prompts
 from vdp_utils.measuring.store import ResultStore
 
@@ -259,7 +259,8 @@ def loaded_once():
 @pytest.fixture
 def few_resamples(monkeypatch):
     """Where it does not matter how exact an interval is."""
-    monkeypatch.setattr(stats, "RESAMPLES", 199)
+    for module, number in ((stats, 199), (law, 199), (proportion, 49)):
+        monkeypatch.setattr(module, "RESAMPLES", number)
 
 
 def compared(cell):
