@@ -1,6 +1,7 @@
 """The notebooks: their form, their stored outputs, and that they still say the same."""
 
 import ast
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -22,13 +23,14 @@ import pytest
 from PIL import Image
 from replay import code, play, shown, tags
 
+from vdp_utils import figures as drawing
 from vdp_utils import paths, stats
 from vdp_utils.commands import bench, figures
 from vdp_utils.commands.run import run as run_notebook
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import (PRESENCE, concentration, cost, distance, law, mmdu, ranking,
-                                recovery)
-from vdp_utils.lvlm import load
+from vdp_utils.findings import (PRESENCE, concentration, cost, distance, law, mmdu, proportion,
+                                ranking, recovery)
+from vdp_utils.lvlm import load, prompts
 from vdp_utils.measuring.store import ResultStore
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -178,9 +180,11 @@ def test_nbval_finds_the_stored_outputs_again_and_nothing_is_measured(path, tmp_
     """Strictly, in a kernel; the figures come from the committed rows too."""
     folder = study(tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "--nbval",
-         "--nbval-current-env", "--nbval-cell-timeout=600", f"notebooks/{path.name}"],
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "TQDM_DISABLE": "1"},
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "-p",
+         "nbval.plugin", "--nbval", "--nbval-current-env", "--nbval-cell-timeout=600",
+         f"notebooks/{path.name}"],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(folder), "TQDM_DISABLE": "1",
+                         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
         text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     assert done.returncode == 0, done.stdout[-5000:]
     cells = code(path)
@@ -257,7 +261,8 @@ def loaded_once():
 @pytest.fixture
 def few_resamples(monkeypatch):
     """Where it does not matter how exact an interval is."""
-    monkeypatch.setattr(stats, "RESAMPLES", 199)
+    for module, number in ((stats, 199), (law, 199), (proportion, 49)):
+        monkeypatch.setattr(module, "RESAMPLES", number)
 
 
 def compared(cell):
@@ -297,8 +302,9 @@ def test_a_notebook_run_in_this_process_shows_what_is_stored(tmp_path):
 
 
 @measuring
-def test_a_changed_number_in_a_stored_table_is_noticed(path, tmp_path, few_resamples):
+def test_a_changed_number_in_a_stored_table_is_noticed(path, tmp_path, monkeypatch, few_resamples):
     """Beside a run with the table as it is, which nbval found to show what is stored."""
+    monkeypatch.setattr(drawing, "save", lambda figure, *where: figure)  # nothing looks at it
     kept, changed = (results(tmp_path / name) for name in ("kept", "changed"))
     change(ResultStore(changed), table(path))
     runs = (play(path, RESULTS=str(rows), FIGURES=str(tmp_path / "pictures"))
@@ -336,12 +342,21 @@ def untouched():
     assert kept == {name: (ROOT / name).stat().st_mtime_ns for name in kept}
 
 
-# Those that try every strategy are the slowest by far: their parts are tested by the findings.
-@pytest.mark.parametrize("path", [
-    pytest.param(path, marks=pytest.mark.weekly) if path.stem[:2] in ("07", "09") else path
-    for path in PATHS], ids=lambda path: path.stem)
+@pytest.fixture
+def small(uneven, monkeypatch):
+    """A model of random weights is loaded instead: nothing is asked of its answers.
+
+    Its small vocabulary spells the options, so that they are cut to their first token.
+    """
+    whole = prompts.option_ids
+    monkeypatch.setattr(prompts, "option_ids", lambda lvlm, option: whole(lvlm, option)[:1])
+    monkeypatch.setattr(load, "load_lvlm",
+                        lambda name, *given: dataclasses.replace(uneven, name=name))
+
+
+@every
 def test_it_runs_in_seconds_into_folders_of_one_s_own(path, tmp_path, monkeypatch, untouched,
-                                                      few_resamples):
+                                                      few_resamples, small):
     monkeypatch.setenv("TQDM_DISABLE", "1")
     assert len(list(play(path, **smoke(path, tmp_path)))) == len(code(path))
     check_smoke(path, tmp_path)

@@ -73,6 +73,19 @@ def test_interval_is_bca_and_not_the_percentile_interval():
     assert low > percentile.low and high > percentile.high * 1.02
 
 
+@pytest.mark.parametrize("images", [5, 40, 150])  # all signs once; draws kept; more than are kept
+def test_draws_are_scipys_so_that_numbers_agree_to_the_bit(images):
+    values = np.random.default_rng(images).normal(0.2, size=images)
+    for _ in range(2):
+        expected = scipy_stats.bootstrap(
+            (values,), np.mean, method="BCa", n_resamples=stats.RESAMPLES, batch=1000,
+            rng=np.random.default_rng(0)).confidence_interval
+        assert stats.bca(np.mean, values) == (values.mean(), *expected)
+        assert stats.sign_flip(values) == scipy_stats.permutation_test(
+            (values,), np.mean, permutation_type="samples", n_resamples=stats.RESAMPLES,
+            batch=1000, rng=np.random.default_rng(0)).pvalue
+
+
 def test_images_count_equally_however_many_questions_they_have():
     rows = pd.concat([presence_rows([[1, 1]] * 2), presence_rows([[1, 1], [0, 0]])])
     assert stats.mean_estimate(rows, "correct").value == pytest.approx((1 + 0.5) / 2)

@@ -13,8 +13,10 @@ first; `correct` may also be a share in [0, 1], e.g. a question's mean over rand
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,7 +25,7 @@ from scipy import stats
 from vdp_utils.errors import VDPError
 
 RESAMPLES = 9999
-BATCH = 2**20  # numbers of one column that are resampled at a time: bounds memory
+BLOCK, KEPT = 2**16, 2**20  # numbers resampled at a time, for the cache; drawn and kept: memory
 ALPHA = 0.05
 CHANCE, CEILING = 0.5, 0.99  # of balanced accuracy
 VERDICTS = ("reproduced", "partly", "contradicted", "inconclusive", "not reproduced")
@@ -68,8 +70,8 @@ class Test:
 def image_means(rows: pd.DataFrame, value: str, by: Sequence[str] = ()) -> pd.DataFrame:
     """Return the mean of `value` by image and the columns `by`: (image_id, *by, value)."""
     _check(rows, "image_id", value, *by)
-    keys = ["image_id", *by]
-    return rows.astype({value: float}).groupby(keys, sort=True)[value].mean().reset_index()
+    keys = [rows[name] for name in ("image_id", *by)]
+    return rows[value].astype(float).groupby(keys, sort=True).mean().reset_index()
 
 
 def bca(statistic: Callable[..., np.ndarray], *columns: np.ndarray,
@@ -90,14 +92,46 @@ def bca(statistic: Callable[..., np.ndarray], *columns: np.ndarray,
         return value, value, value
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # of degenerate data, handled below
+        found = np.concatenate([statistic(*(column[drawn] for column in columns), axis=-1)
+                                for drawn in _blocks(_draws, n, resamples or RESAMPLES)])
         result = stats.bootstrap(
-            columns, statistic, paired=True, vectorized=True, method="BCa",
-            n_resamples=resamples or RESAMPLES, batch=max(1, BATCH // n),
-            rng=np.random.default_rng(0))
+            columns, statistic, paired=True, vectorized=True, method="BCa", n_resamples=0,
+            bootstrap_result=SimpleNamespace(bootstrap_distribution=found),
+            batch=max(1, BLOCK // n))
     low, high = result.confidence_interval
     if not np.isfinite([low, high]).all():
-        low, high = np.nanquantile(result.bootstrap_distribution, [0.025, 0.975])
+        low, high = np.nanquantile(found, [0.025, 0.975])
     return value, float(low), float(high)
+
+
+def _draws(rng: np.random.Generator, samples: int, n: int) -> np.ndarray:
+    """Return which of n images each sample has: (samples, n). Those of scipy.stats.bootstrap."""
+    return rng.integers(0, n, (samples, n))
+
+
+def _signs(rng: np.random.Generator, samples: int, n: int) -> np.ndarray:
+    """Return the signs of n images in each sample: (samples, n), of scipy.stats.permutation_test.
+
+    Samples lie next to each other in memory, so that the sums over images are scipy's to the bit.
+    """
+    pairs = rng.permuted(np.tile(np.array([1, -1], np.int8), (samples, n, 1)), axis=-1)
+    return np.ascontiguousarray(pairs[..., 0].T).T
+
+
+def _blocks(draw: Callable, n: int, samples: int) -> Iterable[np.ndarray]:
+    """Return `samples` draws for n images in blocks (samples, n), the same ones every time."""
+    return _kept(draw, n, samples) if n * samples <= KEPT else _drawn(draw, n, samples)
+
+
+def _drawn(draw: Callable, n: int, samples: int) -> Iterator[np.ndarray]:
+    rng, size = np.random.default_rng(0), max(1, BLOCK // n)
+    for start in range(0, samples, size):
+        yield draw(rng, min(size, samples - start), n)
+
+
+@lru_cache(8)  # of 8 MB at most
+def _kept(draw: Callable, n: int, samples: int) -> list[np.ndarray]:
+    return list(_drawn(draw, n, samples))
 
 
 def mean_estimate(rows: pd.DataFrame, column: str) -> Estimate:
@@ -248,10 +282,11 @@ def rank_correlation(rows: pd.DataFrame, x: str, y: str) -> Estimate:
 
     def correlation(times):
         weights, n = times[:, image], (times @ np.bincount(image))[:, None]
-        a, b = (times @ share for share in ranks)
-        a, b = (rank - (weights * rank).sum(1, keepdims=True) / n for rank in (a, b))
-        scale = np.sqrt((weights * a * a).sum(1) * (weights * b * b).sum(1))
-        return np.where(scale > 1e-9, (weights * a * b).sum(1) / np.maximum(scale, 1e-9), 0.0)
+        a, b = (times @ share - n / 2 for share in ranks)  # their mean is n / 2
+        both, *own = (np.einsum("ij,ij->i", weights * one, other)
+                      for one, other in ((a, b), (a, a), (b, b)))
+        scale = np.sqrt(own[0] * own[1])
+        return np.where(scale > 1e-9, both / np.maximum(scale, 1e-9), 0.0)
 
     return over_images(correlation, len(images), len(rows))
 
@@ -347,9 +382,14 @@ def sign_flip(values: Sequence[float]) -> float:
     such as a difference between two conditions.
     """
     values = np.asarray(values, dtype=float)
-    test = stats.permutation_test(
-        (values,), np.mean, permutation_type="samples", vectorized=True, n_resamples=RESAMPLES,
-        batch=max(1, BATCH // len(values)), rng=np.random.default_rng(0))
+    if 2.0 ** len(values) <= RESAMPLES:  # every pattern of signs once
+        test = stats.permutation_test((values,), np.mean, permutation_type="samples",
+                                      vectorized=True, n_resamples=RESAMPLES)
+    else:
+        blocks = iter(_blocks(_signs, len(values), RESAMPLES))
+        test = stats.monte_carlo_test(
+            values, lambda size: next(blocks) * values, np.mean, vectorized=True,
+            n_resamples=RESAMPLES, batch=max(1, BLOCK // len(values)))
     return float(test.pvalue)
 
 
@@ -488,11 +528,11 @@ def _counts(rows: pd.DataFrame) -> pd.DataFrame:
     found = set(rows["answer"])
     if found != {"yes", "no"}:
         raise VDPError(f"balanced accuracy needs the answers 'yes' and 'no', got {sorted(found)}")
-    counts = pd.DataFrame({"image_id": rows["image_id"]})
+    right, counts = rows["correct"].to_numpy(float), {}
     for answer in ("yes", "no"):
-        counts[f"{answer} right"] = (rows["answer"] == answer) * rows["correct"].astype(float)
-        counts[f"{answer} all"] = (rows["answer"] == answer).astype(float)
-    return counts.groupby("image_id", sort=True).sum()
+        asked = (rows["answer"] == answer).to_numpy(float)
+        counts |= {f"{answer} right": asked * right, f"{answer} all": asked}
+    return pd.DataFrame(counts).groupby(rows["image_id"].to_numpy(), sort=True).sum()
 
 
 def _balanced(yes_right, yes_all, no_right, no_all, axis=-1):

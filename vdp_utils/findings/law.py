@@ -14,7 +14,7 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.attention.law import HIGHEST, LAWS, UNIT, rate
-from vdp_utils.findings.ranking import KIND, PAPER, TARGETS
+from vdp_utils.findings.ranking import KIND, PAPER, TARGETS, both
 from vdp_utils.measuring import pruned
 from vdp_utils.measuring.pruned import COMPACT, NONE
 from vdp_utils.paths import pruning_law
@@ -198,11 +198,6 @@ def _at(found: pd.DataFrame, wanted: float, length: int) -> pd.DataFrame:
     return part.index.to_frame(index=False).assign(correct=correct)
 
 
-def _both(part: pd.DataFrame, weight: float = 1) -> list[tuple[float, pd.DataFrame]]:
-    """Weighted parts of a contrast that add to the mean accuracy of the two targets."""
-    return [(weight / len(TARGETS), part[part["target"] == target]) for target in TARGETS]
-
-
 def use(found: pd.DataFrame) -> pd.DataFrame:
     """What a law is worth on images, and at the longest length, that it was not fitted to.
 
@@ -219,12 +214,12 @@ def use(found: pd.DataFrame) -> pd.DataFrame:
     oracle, lines = curves.rates[curves.measured().argmax(1)], []
     for length, ours, best in zip(curves.lengths, predicted(law, curves.lengths), oracle):
         choices = {"law": ours, "best fixed rate": fixed, "oracle": best, "no pruning": 0.0}
-        with_law = _both(_at(judged, ours, length))
+        with_law = both(_at(judged, ours, length))
         for choice, wanted in choices.items():
             line = dict(context_length=length, choice=choice, rate=wanted)
             there = _at(judged, wanted, length)
-            pairs = zip(with_law, _both(there, -1))  # pair by pair: equal ones give 0
-            for measure, parts in ((ACCURACY, _both(there)), (GAIN, sum(pairs, ()))):
+            pairs = zip(with_law, both(there, -1))  # pair by pair: equal ones give 0
+            for measure, parts in ((ACCURACY, both(there)), (GAIN, sum(pairs, ()))):
                 contrast = stats.balanced_accuracy_contrast(*parts)
                 lines.append(line | dict(measure=measure) | vars(contrast))
     return pd.DataFrame(lines)
@@ -235,7 +230,7 @@ def tests(found: pd.DataFrame) -> pd.DataFrame:
     fixed, slope = best_fixed(found), rise(found)
     law, ours = laws(found).loc[0, ["law", "value"]]
     end = found.index.unique("context_length").max()
-    test = stats.accuracy_test(*_both(_at(found, ours, end)), *_both(_at(found, fixed, end), -1))
+    test = stats.accuracy_test(*both(_at(found, ours, end)), *both(_at(found, fixed, end), -1))
     return stats.family(pd.DataFrame([
         dict(law=law, rate=ours, fixed=fixed) | test.columns()
         | dict(rise=slope.value, holds=slope.low > 0)]))

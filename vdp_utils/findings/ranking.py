@@ -90,11 +90,11 @@ def layers(found: pd.DataFrame) -> list[str]:
     return sorted(set(found["layer"]) - {"image"}, reverse=True)
 
 
-def pooled(found: pd.DataFrame, layer: str = "default") -> dict[tuple, pd.DataFrame]:
-    """`answers` at a layer averaged over lengths and rates, by strategy and target."""
+def pooled(found: pd.DataFrame, layer: str = "default") -> dict[str, pd.DataFrame]:
+    """`answers` at a layer averaged over lengths and rates, by strategy."""
     part = found[found["layer"] == layer]
     part = part.groupby(["strategy", "target", *QUESTION])["correct"].mean().reset_index()
-    return dict(iter(part.groupby(["strategy", "target"])))
+    return dict(iter(part.groupby("strategy")))
 
 
 def cells(found: pd.DataFrame) -> pd.DataFrame:
@@ -104,21 +104,25 @@ def cells(found: pd.DataFrame) -> pd.DataFrame:
     return recalls.groupby(level=by).mean().unstack(["target", *CELL]).sort_index(axis=1)
 
 
-def _both(pool: dict, name: str, weight: float = 1) -> list[tuple[float, pd.DataFrame]]:
+def about(target: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows whose answer is in that target."""
+    return rows[rows["target"] == target]
+
+
+def both(rows: pd.DataFrame, weight: float = 1) -> list[tuple[float, pd.DataFrame]]:
     """Weighted parts of a contrast that add to the mean accuracy of the two targets."""
-    return [(weight / len(TARGETS), pool[name, target]) for target in TARGETS]
+    return [(weight / len(TARGETS), about(target, rows)) for target in TARGETS]
 
 
 def scores(found: pd.DataFrame, layer: str = "default") -> pd.DataFrame:
     """One row per strategy, best first: `value`, the mean accuracy of both targets, with its
     interval, that of each target, `image` and `text`, and `pareto_front`: no other strategy has
     more of both, controls aside."""
-    pool = pooled(found, layer)
     lines = []
-    for name in dict.fromkeys(name for name, _ in pool):
-        of = {target: stats.balanced_accuracy(pool[name, target]).value for target in TARGETS}
-        both = stats.balanced_accuracy_contrast(*_both(pool, name))
-        lines.append(dict(strategy=name, group=GROUPS.get(name, "no pruning"), **vars(both), **of))
+    for name, rows in pooled(found, layer).items():
+        of = {target: stats.balanced_accuracy(about(target, rows)).value for target in TARGETS}
+        mean = stats.balanced_accuracy_contrast(*both(rows))
+        lines.append(dict(strategy=name, group=GROUPS.get(name, "no pruning"), **vars(mean), **of))
     table = pd.DataFrame(lines).assign(layer=layer)
     rivals = table[~table["strategy"].isin(BOUNDS)]
     front = pareto_front(rivals, "image", "text").reindex(table.index, fill_value=False)
@@ -139,7 +143,7 @@ def tests(found: pd.DataFrame) -> pd.DataFrame:
     for name in GROUPS:
         if name in BOUNDS:
             continue
-        own, plain = pool[name, "image"], pool[NONE, "image"]
+        own, plain = (about("image", pool[one]) for one in (name, NONE))
         accuracy = stats.balanced_accuracy(own)
         ends = stats.limit(accuracy, stats.balanced_accuracy(plain))
         lines.append(dict(part="robust", strategy=name)
@@ -147,9 +151,9 @@ def tests(found: pd.DataFrame) -> pd.DataFrame:
                      | dict(accuracy=accuracy.value, holds=accuracy.low > stats.CHANCE,
                             limit="ceiling" if ends == "ceiling" else ""))
     for name in (CHANCE, *METHODS):
-        paper, own = (stats.balanced_accuracy_contrast(*_both(pool, one)) for one in (PAPER, name))
+        paper, own = (stats.balanced_accuracy_contrast(*both(pool[one])) for one in (PAPER, name))
         lines.append(dict(part="better", strategy=name)
-                     | stats.accuracy_test(*_both(pool, PAPER), *_both(pool, name, -1)).columns()
+                     | stats.accuracy_test(*both(pool[PAPER]), *both(pool[name], -1)).columns()
                      | dict(accuracy=own.value, holds=True, limit=stats.limit(paper, own)))
     return stats.family(pd.DataFrame(lines))
 
@@ -159,7 +163,7 @@ def above_oracle(found: pd.DataFrame) -> pd.DataFrame:
     there should be none, since it knows what bears on the question."""
     pool = pooled(found)
     lines = [dict(strategy=name) | vars(stats.balanced_accuracy_contrast(
-        *_both(pool, name), *_both(pool, "oracle", -1))) for name in GROUPS if name != "oracle"]
+        *both(pool[name]), *both(pool["oracle"], -1))) for name in GROUPS if name != "oracle"]
     table = pd.DataFrame(lines)
     return table[table["low"] > 0]
 
