@@ -19,11 +19,13 @@ PARTS = {"distance": "distance alone", "text": "text alone", "left over": "both,
 def text_or_distance(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
     """D1: accuracy against length by what stands between, for image and text description."""
     table = summary[summary["measure"] == "balanced accuracy"]
-    kinds = [kind for kind in KINDS if kind in set(table.loc[table["image"] == "text", "text"])]
+    versions = _versions(table)
+    kinds = [kind for kind in KINDS if kind in set(
+        table.loc[table["image"] == list(versions)[-1], "text"])]
     lengths = sorted(table["length"].unique())
-    figure, panels = plt.subplots(len(VERSIONS), len(kinds), figsize=(WIDE, 4.4), sharex=True,
+    figure, panels = plt.subplots(len(versions), len(kinds), figsize=(WIDE, 4.4), sharex=True,
                                   sharey=True, squeeze=False)
-    for line, (image, version) in zip(panels, VERSIONS.items()):
+    for line, (image, version) in zip(panels, versions.items()):
         own = table[table["image"] == image]
         bare = own[own["length"] == 0]
         for axes, kind in zip(line, kinds):
@@ -49,9 +51,11 @@ def parts(table: pd.DataFrame, model: str) -> Figure:
     """D1: what distance and text each take from accuracy at the longest length, by kind of text."""
     table = table[table["length"] == table["length"].max()]
     kinds = [kind for kind in KINDS if kind in set(table["text"])]
-    figure, panels = plt.subplots(1, len(VERSIONS), figsize=(WIDE, 2.8), sharey=True,
-                                  width_ratios=[1, 1])
-    for axes, (image, version) in zip(panels, VERSIONS.items()):
+    versions = _versions(table)
+    figure, panels = plt.subplots(1, len(versions), figsize=(WIDE, 2.8), sharey=True,
+                                  squeeze=False)
+    panels = panels[0]
+    for axes, (image, version) in zip(panels, versions.items()):
         mine = table[table["image"] == image]
         for number, (part, label) in enumerate(PARTS.items()):
             some = mine[mine["part"] == part]
@@ -108,7 +112,7 @@ def looking(table: pd.DataFrame, summary: pd.DataFrame, model: str) -> Figure:
     left.axhline(0, color="0.6", linewidth=0.8)
     left.set_ylabel("change of the log-odds of the\nimage's share of attention (nats)")
     bare = summary[(summary["measure"] == "balanced accuracy") & (summary["text"] == "no text")]
-    for number, (image, version) in enumerate(VERSIONS.items()):
+    for number, (image, version) in enumerate(_versions(bare).items()):
         style.curve(right, bare[bare["image"] == image], number, "length", color=PALETTE[number],
                     label=version)
     right.set_ylabel("balanced accuracy")
@@ -120,6 +124,11 @@ def looking(table: pd.DataFrame, summary: pd.DataFrame, model: str) -> Figure:
     figure.suptitle(f"{model}: attention on the image, and answers, by distance alone "
                     f"(n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
     return figure
+
+
+def _versions(table: pd.DataFrame) -> dict[str, str]:
+    """Those of VERSIONS that were measured: not every source has text descriptions."""
+    return {image: version for image, version in VERSIONS.items() if image in set(table["image"])}
 
 
 def _points(axes, part: pd.DataFrame, places, number: int, label: str | None) -> None:

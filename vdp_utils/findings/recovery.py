@@ -142,9 +142,11 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def targets(rows: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy by rate where the answer is in the image and where it stands in the context."""
+    """Accuracy by rate where the answer is in the image and, where that was measured, where it
+    stands in the context."""
     described = rows[rows["image"] == DESCRIBED]
-    length = described["context_length"].iloc[0]
+    length = (described if len(described) else rows[rows["context_length"] > 0])[
+        "context_length"].iloc[0]
     seen = rows[(rows["image"] == "own") & (rows["context_kind"] == "other_images")
                 & (rows["context_length"] == length)]
     both = by_mode(pd.concat([seen.assign(target="image"), described.assign(target="text")]))

@@ -94,16 +94,19 @@ def one_question(samples: list[Sample]) -> list[Sample]:
     return [sample.ask(sample.questions[0]) for sample in samples]
 
 
-def one_pair(samples: list[Sample]) -> list[Sample]:
+def one_pair(samples: list[Sample], described: bool = False) -> list[Sample]:
     """The samples with their first yes- and their first no-question; those that have both.
 
-    Lacking where none has.
+    `described`: of questions that a text description answers. Lacking where no sample has both.
     """
+    if described:
+        samples = [one.ask(*(q for q in one.questions if q.kind != "own")) for one in samples]
     firsts = [[q for answer in ("Yes", "No") for q in
                [q for q in sample.questions if q.answer == answer][:1]] for sample in samples]
     found = [sample.ask(*pair) for sample, pair in zip(samples, firsts) if len(pair) == 2]
     if not found:
-        raise Lacking("no image has both a yes- and a no-question: give a source of both")
+        raise Lacking("no image has both a yes- and a no-question" + described * (
+            " that a text description answers") + ": give a source of both")
     return found
 
 
