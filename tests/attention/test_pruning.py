@@ -953,11 +953,17 @@ def test_a_wrapped_model_is_pruned_as_the_bare_one(how, mode):
     assert torch.equal(run(called, inputs).logits, plain)
 
 
+@pytest.fixture(params=["gemma3", "paligemma"])
+def padded(request):
+    """A model, a batch of two prompts of unlike length, and their kinds."""
+    model, images = build(request.param)
+    inputs, kinds, _ = batched(two(request.param, images), "left")
+    return model, inputs, kinds
+
+
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
-def test_a_padded_batch_of_a_wrapped_model_is_pruned_as_the_bare_one_s(name, mode):
-    model, images = build(name)
-    inputs, kinds, _ = batched(two(name, images), "left")
+def test_a_padded_batch_of_a_wrapped_model_is_pruned_as_the_bare_one_s(padded, mode):
+    model, inputs, kinds = padded
     with halved(kinds, mode)(model) as pruner:
         expected, index = generated(model, inputs)[0], pruner.kept.index
     held, called = wrapped(model, "peft")
@@ -967,11 +973,9 @@ def test_a_padded_batch_of_a_wrapped_model_is_pruned_as_the_bare_one_s(name, mod
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("name", ["gemma3", "paligemma"])
-def test_padding_is_known_from_prepared_masks_too(name, mode):
+def test_padding_is_known_from_prepared_masks_too(padded, mode):
     """Who calls the model's inner part hands the language model masks, one for each sort."""
-    model, images = build(name)
-    inputs, kinds, _ = batched(two(name, images), "left")
+    model, inputs, kinds = padded
     with halved(kinds, mode)(model) as pruner:
         run(model, inputs)
         expected = pruner.kept

@@ -8,8 +8,10 @@ This file holds what they share.
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from vdp_utils import stats
 from vdp_utils.paths import slug
 from vdp_utils.stats import Estimate, Verdict
 
@@ -32,6 +34,17 @@ def estimates(cells: pd.DataFrame) -> dict[str, Estimate]:
     """The effects of `stats.family` cells by context kind, of which each has one cell."""
     return {line.context_kind: Estimate(line.effect, line.low, line.high, line.n_images,
                                         line.n_rows) for line in cells.itertuples()}
+
+
+def where_it_costs(cells: pd.DataFrame, floor=False) -> pd.DataFrame:
+    """A `stats.family` of the cells where the context costs something: there is enough to win back.
+
+    `cost` is what it costs and must be above 0, `cost_p` its p-value, which comes back after Holm;
+    `floor` says which cells do not count anyway.
+    """
+    cells = cells.assign(cost_p=stats.holm(cells["cost_p"]))
+    costly = (cells["cost_p"] < stats.ALPHA) & (cells["cost"] > 0)
+    return stats.family(cells.assign(limit=np.select([floor, ~costly], ["floor", "no cost"], "")))
 
 
 def save_verdict(verdict: Verdict, folder: str | Path, model: str, dtype="float32") -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from vdp_utils import stats
 from vdp_utils.attention.tokens import Kind
-from vdp_utils.findings import OTHER_AND_MISLEADING
+from vdp_utils.findings import OTHER_AND_MISLEADING, where_it_costs
 from vdp_utils.findings.priors import moved, with_log_chances
 from vdp_utils.lvlm.prompts import BESIDE
 from vdp_utils.measuring.placed import PlacedCondition, placed_condition
@@ -123,10 +123,7 @@ def tests(rows: pd.DataFrame) -> pd.DataFrame:
                 (1, near), (-0.5, bare), (-0.5, plain)).columns() | dict(
                     near=stats.balanced_accuracy_difference(near, plain).value,
                     cost=cost.effect.value, cost_p=cost.p))
-    table = pd.DataFrame(lines)
-    table["cost_p"] = stats.holm(table["cost_p"])
-    costly = (table["cost_p"] < stats.ALPHA) & (table["cost"] > 0)
-    return stats.family(table.assign(limit=np.where(costly, "", "no cost")))
+    return where_it_costs(pd.DataFrame(lines))
 
 
 def parts(rows: pd.DataFrame) -> pd.DataFrame:

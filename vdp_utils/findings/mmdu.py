@@ -113,10 +113,7 @@ def tests(rows: pd.DataFrame) -> pd.DataFrame:
             bare=bare.value, accuracy=short.value, holds=short.low > stats.CHANCE,
             cost=cost.effect.value, cost_p=cost.p, floor=stats.limit(bare) == "floor"))
     table = pd.DataFrame(lines)
-    table["cost_p"] = stats.holm(table["cost_p"])
-    costly = (table["cost_p"] < stats.ALPHA) & (table["cost"] > 0)
-    limit = np.select([table.pop("floor"), ~costly], ["floor", "no cost"], "")
-    return stats.family(table.assign(limit=limit))
+    return findings.where_it_costs(table, table.pop("floor"))
 
 
 def changes(rows: pd.DataFrame) -> pd.DataFrame:

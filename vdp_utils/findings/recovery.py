@@ -174,10 +174,7 @@ def tests(rows: pd.DataFrame) -> pd.DataFrame:
                      | stats.accuracy_test((1, short), (-1, plain)).columns()
                      | dict(accuracy=accuracy.value, holds=accuracy.low > stats.CHANCE,
                             cost=cost.effect.value, cost_p=cost.p))
-    table = pd.DataFrame(lines)
-    table["cost_p"] = stats.holm(table["cost_p"])
-    costly = (table["cost_p"] < stats.ALPHA) & (table["cost"] > 0)
-    return stats.family(table.assign(limit=np.where(costly, "", "no cost")))
+    return findings.where_it_costs(pd.DataFrame(lines))
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
