@@ -6,7 +6,6 @@ Answers mean nothing; tokens, kinds, lengths, boxes and positions are those of t
 import json
 import math
 
-import numpy as np
 import torch
 import transformers as t
 from PIL import Image
@@ -15,8 +14,8 @@ from vdp_utils.sources import scenes
 
 TEXT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, head_dim=8, tie_word_embeddings=False)
-TURN = ("{{% for m in messages %}}{0}{{% for p in m['content'] %}}{{% if p['type'] == 'image' %}}{1}"
-        "{{% else %}}{{{{ p['text'] }}}}{{% endif %}}{{% endfor %}}{2}{{% endfor %}}"
+TURN = ("{{% for m in messages %}}{0}{{% for p in m['content'] %}}"
+        "{{% if p['type'] == 'image' %}}{1}{{% else %}}{{{{ p['text'] }}}}{{% endif %}}{{% endfor %}}{2}{{% endfor %}}"
         "{{% if add_generation_prompt %}}{3}{{% endif %}}")
 CHATML = "<|im_start|>{{ m['role'] }}\n", "<|im_end|>\n", "<|im_start|>assistant\n"
 
@@ -148,8 +147,9 @@ def photographs(root, count):
                               segmentation=[], category_id=names.index(item.noun) + 1))
         drawn[str(number)] = size, found
         images.append(dict(id=number, file_name=name, width=size[0], height=size[1]))
-        captions += [dict(id=3 * number + n, image_id=number, caption=text) for n, text in enumerate(
-            ("It is quiet here.", f"Taken on day {number}.", "Nobody is about."))]
+        said = "It is quiet here.", f"Taken on day {number}.", "Nobody is about."
+        captions += [dict(id=3 * number + n, image_id=number, caption=text)
+                     for n, text in enumerate(said)]
     (root / "annotations").mkdir()
     for name, content in (("instances", dict(images=images, annotations=boxes, categories=[
             dict(id=n + 1, name=noun) for n, noun in enumerate(names)])),
@@ -157,9 +157,3 @@ def photographs(root, count):
         (root / f"annotations/{name}_val2017.json").write_text(json.dumps(content))
     return drawn
 
-
-def seen(image, boxes):
-    """The share of an image's pixels that are not white, inside boxes and outside of the scene."""
-    dark = (np.asarray(image, int).min(-1) < 235)
-    x, y, w, h = (round(edge) for edge in boxes)
-    return dark[y:y + h, x:x + w].mean()
