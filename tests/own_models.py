@@ -15,7 +15,8 @@ from vdp_utils.sources import scenes
 TEXT = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
             num_key_value_heads=2, head_dim=8, tie_word_embeddings=False)
 TURN = ("{{% for m in messages %}}{0}{{% for p in m['content'] %}}"
-        "{{% if p['type'] == 'image' %}}{1}{{% else %}}{{{{ p['text'] }}}}{{% endif %}}{{% endfor %}}{2}{{% endfor %}}"
+        "{{% if p['type'] == 'image' %}}{1}{{% else %}}{{{{ p['text'] }}}}{{% endif %}}"
+        "{{% endfor %}}{2}{{% endfor %}}"
         "{{% if add_generation_prompt %}}{3}{{% endif %}}")
 CHATML = "<|im_start|>{{ m['role'] }}\n", "<|im_end|>\n", "<|im_start|>assistant\n"
 
