@@ -21,7 +21,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import (AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText,
                           AutoProcessor, AutoTokenizer, BitsAndBytesConfig, CLIPImageProcessorPil,
                           CLIPVisionConfig, LlavaConfig, LlavaForConditionalGeneration,
-                          LlavaProcessor)
+                          LlavaProcessor, processing_utils)
+from transformers.models.auto import video_processing_auto
+from transformers.models.smolvlm import processing_smolvlm
 
 from vdp_utils.attention.tokens import image_token_id, written
 from vdp_utils.errors import VDPError
@@ -109,12 +111,15 @@ def load_lvlm(name: str | Path, device: str = "cpu", dtype: str = "float32",
             raise VDPError(f"model {name!r} lacks {len(missing)} of its weights "
                            f"({', '.join(missing[:3])}{', ...' * (len(missing) > 3)}), which "
                            "would be random: get all of its files, or those of the whole model")
+        _need_no_videos()
         processor = AutoProcessor.from_pretrained(folder)
         if not hasattr(processor, "tokenizer"):
             raise VDPError(f"model {name!r} has no processor of images and text: get all of its "
                            "files")
         written(processor, [{"role": "user", "content": [{"type": "image"},
                                                          {"type": "text", "text": "?"}]}])
+        if hasattr(getattr(model, "model", None), "rope_deltas"):
+            model.register_forward_pre_hook(_forget_image, with_kwargs=True)
         if "device_map" not in options:
             model.to(device)
     revision = revision or getattr(config, "_commit_hash", None) or _folder_hash(Path(folder))
@@ -123,6 +128,34 @@ def load_lvlm(name: str | Path, device: str = "cpu", dtype: str = "float32",
     if law := _pruning_law(pruning_law(results("full"), name), revision):
         model.config.vdp_pruning_law = law
     return LVLM(name, revision, model.eval(), processor, trained)
+
+
+def _forget_image(model, _, inputs: dict) -> None:
+    """Before a prompt without an image: Qwen-VL would place what is said after it as if the image
+    of the prompt before still stood in it."""
+    cache = inputs.get("past_key_values")
+    starts = cache is None or cache.get_seq_length() == 0
+    if starts and inputs.get("pixel_values") is inputs.get("position_ids") is None:
+        model.model.rope_deltas = None
+
+
+class _NoVideos(dict):
+    """Stands for the part of a processor that takes videos; its settings are None."""
+
+    num_frames = fps = video_size = merge_size = None
+
+    @classmethod
+    def from_pretrained(cls, *_, **__):
+        return cls()
+
+
+def _need_no_videos() -> None:
+    """Let processors be made without what only their videos need: torchvision, num2words."""
+    if not importlib.util.find_spec("torchvision"):
+        processing_utils.transformers_module.VideoProcessorMixin = _NoVideos
+        video_processing_auto.AutoVideoProcessor = _NoVideos
+    if not importlib.util.find_spec("num2words"):
+        processing_smolvlm.num2words = str
 
 
 def _pruning_law(path: Path, revision: str) -> dict | None:

@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn.functional import pad
 
 from vdp_utils.attention import tokens
 from vdp_utils.attention.tokens import SLOT, Kind, pieces, token_kinds, written
@@ -334,8 +335,11 @@ def turn_start(tokenizer, ids, share: float) -> int:
 
 def tensors(prompt: Prompt, device) -> dict:
     """Model inputs of batch size 1."""
-    ids = torch.from_numpy(prompt.input_ids)[None].to(device)
-    return {"input_ids": ids, **{k: v.to(device) for k, v in prompt.images.items()}}
+    ids, images = torch.from_numpy(prompt.input_ids)[None].to(device), dict(prompt.images)
+    for name in images:
+        if name.endswith("token_type_ids"):  # of the processor's tokens; those after them are text
+            images[name] = pad(images[name], (0, len(prompt) - images[name].shape[1]))
+    return {"input_ids": ids, **{k: v.to(device) for k, v in images.items()}}
 
 
 def show(lvlm: LVLM, sample: Sample, kind: str, length: int, image: str = "own",
