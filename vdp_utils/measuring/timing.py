@@ -114,6 +114,29 @@ def prompt(model, length: int) -> tuple[dict, torch.Tensor]:
     return {k: v.to(model.device) for k, v in inputs.items()}, kinds.to(model.device)
 
 
+def expected(config, tokens: int, size: int = 2) -> dict[str, float]:
+    """What a prompt of `tokens` costs a decoder of a text config, a number taking `size` bytes.
+
+    `parameters`, the embeddings' with them, but not a vision tower's; bytes of their `weights`, of
+    the prompt's `cache`, and of what prefill works with (`working`: of one layer, the activations
+    of its MLP or its attention); and `flops` of prefill, attention counted whole as in
+    torch.utils.flop_counter, of the logits only the last token's.
+    """
+    hidden, layers, heads = (config.hidden_size, config.num_hidden_layers,
+                             config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or hidden // heads
+    pairs = config.num_key_value_heads
+    linear = layers * (2 * hidden * width * (heads + pairs) + 3 * hidden * config.intermediate_size)
+    words = config.vocab_size * hidden
+    parameters = linear + words * (1 if config.tie_word_embeddings else 2)
+    return dict(
+        parameters=parameters, weights=parameters * size,
+        cache=2 * layers * pairs * width * tokens * size,
+        working=tokens * size * (3 * hidden + max(3 * config.intermediate_size,
+                                                  width * (4 * heads + 2 * pairs))),
+        flops=2 * linear * tokens + 4 * layers * heads * width * tokens**2 + 2 * words)
+
+
 def machine() -> dict[str, str]:
     """What the figures were measured on."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine()
