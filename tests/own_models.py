@@ -46,6 +46,7 @@ def _ids(tokenizer, *tokens):
 
 def llava(folder, tokenizer):
     """LLaVA-1.5: the middle square at 336 pixels, 576 tokens."""
+    _ids(tokenizer)
     text = t.LlamaConfig(**TEXT, vocab_size=len(tokenizer), max_position_embeddings=4096)
     tower = t.CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                                num_attention_heads=2, image_size=336, patch_size=14)
@@ -78,7 +79,7 @@ def qwen(folder, tokenizer):
         "Qwen2_5_VLProcessor")
 
 
-def smolvlm(folder, tokenizer):
+def smolvlm(folder, tokenizer, edge=2048):
     """SmolVLM: tiles of 512 pixels and the whole picture, 64 tokens each, text between them."""
     rows = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     _ids(tokenizer, "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *rows)
@@ -88,7 +89,7 @@ def smolvlm(folder, tokenizer):
     config = t.SmolVLMConfig(
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"), vision_config=tower,
         scale_factor=4, text_config=text, pad_token_id=tokenizer.pad_token_id)
-    images = t.SmolVLMImageProcessorPil(size={"longest_edge": 2048}, do_image_splitting=True,
+    images = t.SmolVLMImageProcessorPil(size={"longest_edge": edge}, do_image_splitting=True,
                                         max_image_size={"longest_edge": 512})
     _save(folder, config, images, tokenizer, TURN.format(
         "<|im_start|>User:", "<image>", "<end_of_utterance>\n", "Assistant:"),
