@@ -143,3 +143,14 @@ def test_figures_say_what_was_measured(by_distance):
     cures = figures.cures(distance.remedies(by_distance), distance.times(by_distance), "a model")
     assert "near" in [label.get_text() for label in cures.axes[0].get_yticklabels()]
     assert len(figures.looking(lost, summary, "a model").axes) == 2
+
+
+def test_a_source_without_text_descriptions_is_drawn_too():
+    rows = made(to_distance=0.4, images=("own", "swapped"))
+    summary = distance.summary(rows)
+    drawn = figures.text_or_distance(summary, 512, "a model")
+    assert len(drawn.axes) == len(distance.KINDS)
+    assert len(figures.parts(distance.parts(rows), "a model").axes) == 1
+    cures = figures.cures(distance.remedies(rows), distance.times(rows), "a model")
+    assert set(distance.remedies(rows)["target"]) == {"image"} and cures.axes
+    assert figures.looking(distance.looking(rows), summary, "a model").axes

@@ -8,6 +8,7 @@ import pytest
 from drawn import assert_drawn, legend, points
 
 from vdp_utils import figures
+from vdp_utils.errors import Lacking
 from vdp_utils.figures.style import KINDS
 from vdp_utils.findings import proportion as f4
 from vdp_utils.sources import scenes
@@ -51,6 +52,16 @@ def samples_of(rows):
 
 def proportion(rows):
     return f4.yes_questions(rows, samples_of(rows))
+
+
+def test_objects_without_a_box_are_left_out_and_none_with_one_is_said():
+    rows = rows_with(images=20)
+    boxed = rows["image_id"] < "i010"
+    found = proportion(rows.assign(target_share=rows["target_share"].where(boxed)))
+    assert set(found["image_id"]) == set(rows["image_id"][boxed & (rows["answer"] == "yes")])
+    assert found["halvings"].notna().all()
+    with pytest.raises(Lacking, match="a box is known: give a source with boxes"):
+        proportion(rows.assign(target_share=np.nan))
 
 
 def test_only_yes_questions_count_on_log2_scales():

@@ -129,6 +129,8 @@ def test_summary_and_figures_show_what_was_measured():
     hurt = figures.targets(table, "S")
     assert {text.get_text() for text in hurt.axes[0].get_legend().get_texts()} == {
         "answer in the image", "answer in the context"}
+    alone = recovery.targets(rows[rows["image"] != recovery.DESCRIBED])  # no text descriptions
+    assert set(alone["target"]) == {"image"} and len(figures.targets(alone, "S").axes) == 1
 
 
 def test_a_length_measured_after_one_kind_only_is_no_matter():

@@ -119,8 +119,9 @@ def expected(config, tokens: int, size: int = 2) -> dict[str, float]:
 
     `parameters`, the embeddings' with them, but not a vision tower's; bytes of their `weights`, of
     the prompt's `cache`, and of what prefill works with (`working`: of one layer, the activations
-    of its MLP or its attention); and `flops` of prefill, attention counted whole as in
-    torch.utils.flop_counter, of the logits only the last token's.
+    of its MLP or its attention; on a CPU the peak was up to 2.3 times the two); and `flops` of
+    prefill, attention counted whole as in torch.utils.flop_counter, of the logits only the last
+    token's.
     """
     hidden, layers, heads = (config.hidden_size, config.num_hidden_layers,
                              config.num_attention_heads)
