@@ -25,7 +25,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
 from vdp_utils.lvlm.load import MODELS, embedded_folder, file_hash, load_lvlm
 from vdp_utils.lvlm.names import SIZES
-from vdp_utils.measuring.measure import condition, measure_sample, prefill
+from vdp_utils.measuring.measure import condition, measure_sample
+from vdp_utils.measuring.scoring import prefill
 from vdp_utils.paths import ROOT, pruning_law
 from vdp_utils.sources.samples import presence_samples
 

@@ -15,8 +15,10 @@ from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import Lacking, VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.measuring import measure as measuring
-from vdp_utils.measuring.measure import (Condition, answer, condition, generate, greedy_agreement,
-                                         measure, measure_sample, usable)
+from vdp_utils.measuring import scoring
+from vdp_utils.measuring.measure import (Condition, condition, greedy_agreement, measure,
+                                         measure_sample, usable)
+from vdp_utils.measuring.scoring import answer, generate
 from vdp_utils.measuring.store import ResultStore, condition_hash
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.photographs import open_source
@@ -387,7 +389,7 @@ def test_answer_sees_image_context_and_question(lvlm, photo, monkeypatch):
         seen.update(prefix=prefix, asking=asking, cache=cache, most=max_new_tokens)
         return "said"
 
-    monkeypatch.setattr(measuring, "generate", look)
+    monkeypatch.setattr(scoring, "generate", look)
     assert answer(lvlm, photo, "Is it grey?", "It rained.", max_new_tokens=3) == "said"
     words = seen["prefix"].input_ids[seen["prefix"].kinds == Kind.CONTEXT]
     assert lvlm.tokenizer.decode(words) == "It rained."

@@ -12,10 +12,10 @@ from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
-from vdp_utils.measuring import measure as measuring
-from vdp_utils.measuring import multi_turn
-from vdp_utils.measuring.measure import generate, measure, score
+from vdp_utils.measuring import multi_turn, scoring
+from vdp_utils.measuring.measure import measure
 from vdp_utils.measuring.multi_turn import dialogue_condition, dialogue_rows
+from vdp_utils.measuring.scoring import generate, score
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.mmdu import MARK, load, synthetic
@@ -208,10 +208,10 @@ def test_what_cannot_be_asked_is_refused(lvlm, options, message):
 def test_a_reply_brings_no_image_with_it(lvlm, dialogue, monkeypatch):
     one = dialogue_condition(lvlm, "same_image", 0)
     with monkeypatch.context() as patch:
-        patch.setattr(multi_turn, "respond", lambda *_: ([], f"{MARK} or <image> or so"))
+        patch.setattr(multi_turn, "respond", lambda *_: ([[]], [f"{MARK} or <image> or so"]))
         assert dialogue_rows(lvlm, dialogue, one)[-1]["image_tokens"] == 200
-    says = [torch.eye(len(lvlm.tokenizer))[token]
+    says = [torch.eye(len(lvlm.tokenizer))[[token]]
             for token in (lvlm.image_token_id, lvlm.tokenizer.eos_token_id)]
-    monkeypatch.setattr(measuring, "_start", lambda *_: (says[0], None))
-    monkeypatch.setattr(measuring, "_go_on", lambda *_: (says[1], None))
+    monkeypatch.setattr(scoring, "start", lambda *_: (says[0], None))
+    monkeypatch.setattr(scoring, "_go_on", lambda *_: (says[1], None))
     assert generate(lvlm, None, None, None) == ""

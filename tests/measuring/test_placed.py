@@ -7,8 +7,9 @@ from vdp_utils.attention.positions import Placement
 from vdp_utils.attention.pruner import ContextPruner
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
-from vdp_utils.measuring.measure import kinds_of, measure, prefix_of, score
+from vdp_utils.measuring.measure import kinds_of, measure, prefix_of
 from vdp_utils.measuring.placed import placed_condition, placed_sample
+from vdp_utils.measuring.scoring import score
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import presence_samples
 

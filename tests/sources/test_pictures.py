@@ -18,7 +18,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.findings import proportion
 from vdp_utils.lvlm import prompts
 from vdp_utils.measuring import pruned
-from vdp_utils.measuring.measure import answer, condition, map_sample, measure
+from vdp_utils.measuring.measure import condition, map_sample, measure
+from vdp_utils.measuring.scoring import answer
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.pictures import Item, Picture

@@ -18,7 +18,7 @@ from vdp_utils.commands import train as recipe
 from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import load as loading, prompts
 from vdp_utils.lvlm.load import embedded_folder, load_lvlm
-from vdp_utils.measuring.measure import score
+from vdp_utils.measuring.scoring import score
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.sources.samples import Sample, presence_samples
 from vdp_utils.training import dialogue, loop, packing

@@ -29,7 +29,8 @@ from vdp_utils.errors import VDPError
 from vdp_utils.figures.bench import relative
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM, load_lvlm
-from vdp_utils.measuring.measure import condition, measure_sample, prefill
+from vdp_utils.measuring.measure import condition, measure_sample
+from vdp_utils.measuring.scoring import prefill
 from vdp_utils.measuring.timing import (DEVICE, alternate, eager_attention, machine, peak_increase,
                                         prefill_and_decode, prompt, timed, wide_lvlm)
 from vdp_utils.sources.samples import presence_samples

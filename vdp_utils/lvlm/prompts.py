@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -49,6 +50,11 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def split(self, at: int) -> tuple["Prompt", "Prompt"]:
+        """The tokens up to `at`, with the images, which stand there, and those from it on."""
+        return (Prompt(self.input_ids[:at], self.kinds[:at], self.images),
+                Prompt(self.input_ids[at:], self.kinds[at:]))
 
 
 def _part(ids, kind: Kind) -> Prompt:
@@ -273,7 +279,8 @@ def stop_ids(lvlm: LVLM) -> set[int]:
 
 
 @lru_cache(maxsize=8)
-def _least_opening(lvlm: LVLM) -> int:
+def least_opening(lvlm: LVLM) -> int:
+    """Tokens of template and image before the user's words, for a small image."""
     return len(opening(lvlm, Image.new("RGB", (160, 160))))
 
 
@@ -284,7 +291,7 @@ def check_length(lvlm: LVLM, length: int, start: int | None = None, asked: int =
     processors may give a larger one more. `asked` counts those of question and answer, for which
     QUESTION_ROOM is kept free at least.
     """
-    start, asked = start or _least_opening(lvlm), max(asked, QUESTION_ROOM)
+    start, asked = start or least_opening(lvlm), max(asked, QUESTION_ROOM)
     room = lvlm.max_positions - start - asked
     if room < 0:
         raise VDPError(f"an image of {start} tokens with its question and answer of {asked} does "
@@ -340,6 +347,12 @@ def tensors(prompt: Prompt, device) -> dict:
         if name.endswith("token_type_ids"):  # of the processor's tokens; those after them are text
             images[name] = pad(images[name], (0, len(prompt) - images[name].shape[1]))
     return {"input_ids": ids, **{k: v.to(device) for k, v in images.items()}}
+
+
+def batch(some: Sequence[Prompt], device) -> dict:
+    """Model inputs of prompts of one length, whose images' inputs are of the same shapes."""
+    inputs = [tensors(prompt, device) for prompt in some]
+    return {name: torch.cat([one[name] for one in inputs]) for name in inputs[0]}
 
 
 def show(lvlm: LVLM, sample: Sample, kind: str, length: int, image: str = "own",

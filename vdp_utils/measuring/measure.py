@@ -1,15 +1,15 @@
 """Samples x conditions -> tidy rows: one row per question, one stored table per condition."""
 
-import copy
 import time
-from collections import Counter
-from dataclasses import dataclass
-from typing import Iterable
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
+from typing import Callable, Iterable
 
 import numpy as np
 import pandas as pd
 import torch
-from transformers.cache_utils import DynamicLayer
+from tqdm import tqdm
+from transformers.cache_utils import DynamicCache
 
 from vdp_utils.attention.recording import record
 from vdp_utils.attention.tokens import Kind
@@ -18,11 +18,13 @@ from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.grid import on_picture
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
+from vdp_utils.measuring import timing
+from vdp_utils.measuring.scoring import cuttable, opening, prefill, respond, score, taken
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources import dialogues
-from vdp_utils.sources.pictures import open_image
 from vdp_utils.sources.samples import Sample
 
+AT_ONCE = 32  # samples at most: what is measured together is lost together
 CODE_VERSION = 3  # raise it when a change here, or in prompts or dialogues, changes a row
 
 
@@ -67,13 +69,15 @@ def presence_conditions(lvlm: LVLM, kinds, lengths, images=("own",)) -> list[Con
 
 def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
             store: ResultStore, finding: str, recompute: bool = False,
-            each=None) -> pd.DataFrame:
+            each=None, room: int | None = None) -> pd.DataFrame:
     """Rows of every sample under every condition, measured where the store lacks them.
 
     What is not `usable` is left out, and said.
 
     `recompute` measures all of them again. `each(lvlm, sample, condition)` makes a sample's rows:
-    `measure_sample`, or `map_sample`.
+    `measure_sample`, or `map_sample`. `measure_sample` takes several samples at once, as many as
+    have `room`, tokens: 0, one by one, on a CPU, else what the device's free memory holds. The
+    rows of float32 weights are the same to 1e-4.
 
     Columns: image_id, question_id, kind, nouns, context_kind, context_length, image; the token
     counts template_tokens, image_tokens (or of the text description in its place),
@@ -92,20 +96,105 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     samples, conditions = usable(samples, conditions)
     for one in conditions:
         mine = condition(lvlm, one.context_kind, one.context_length)
-        for field in ("model", "revision", "dtype", "attention"):
-            if getattr(one, field) != getattr(mine, field):
-                raise VDPError(f"condition of {field} {getattr(one, field)} given with "
-                               f"{getattr(mine, field)}: make conditions with condition(lvlm, ...)")
-    tables = []
-    for one in conditions:
-        tasks = [(one.keys(sample),
-                  lambda sample=sample, one=one: (each or measure_sample)(lvlm, sample, one))
-                 for sample in samples]
-        if recompute:
+        for name in ("model", "revision", "dtype", "attention"):
+            if getattr(one, name) != getattr(mine, name):
+                raise VDPError(f"condition of {name} {getattr(one, name)} given with "
+                               f"{getattr(mine, name)}: make conditions with condition(lvlm, ...)")
+    if recompute:
+        for one in conditions:
             store.clear(finding, one)
-        label = f"{finding} {one.context_kind} {one.context_length}"
-        tables.append(store.collect(finding, one, tasks, progress=label))
-    return pd.concat(tables, ignore_index=True)
+    together = Together(lvlm, each or measure_sample, _room(lvlm) if room is None else room)
+    most = together.most(max(one.context_length for one in conditions))
+    step = most if most > 1 else len(samples)
+    blocks = [samples[at:at + step] for at in range(0, len(samples), step)]
+    tables = [[] for _ in conditions]
+    with tqdm(total=_missing(store, finding, samples, conditions), desc=finding, unit=" tokens",
+              unit_scale=True, leave=False) as together.bar:
+        for block in blocks:
+            for table, one in zip(tables, conditions):
+                label = f"{finding} {one.context_kind} {one.context_length}"
+                tasks = [(one.keys(sample), Thunk(together, sample, one)) for sample in block]
+                table.append(store.collect(finding, one, tasks, progress=label))
+    return pd.concat([pd.concat(table).sort_values("key") for table in tables], ignore_index=True)
+
+
+def _tokens(sample: Sample, one) -> int:
+    """About how many tokens a sample under a condition costs, to say how long it takes."""
+    return one.context_length + 100 + 20 * len(sample.questions)
+
+
+def _missing(store: ResultStore, finding: str, samples: list[Sample], conditions: list) -> int:
+    """Tokens of what the store lacks."""
+    total = 0
+    for one in conditions:
+        done = store.done(finding, one)
+        total += sum(_tokens(sample, one) for sample in samples
+                     if not done.issuperset(one.keys(sample)))
+    return total
+
+
+def _room(lvlm: LVLM) -> int:
+    """How many tokens may be in the model at once, by the device's free memory; 0: one prompt."""
+    config = lvlm.model.config
+    if lvlm.device.type != "cuda" or not cuttable(DynamicCache(config=config)):
+        return 0
+    needs = timing.expected(config.get_text_config(), 1, lvlm.dtype.itemsize)
+    free = torch.cuda.mem_get_info(lvlm.device)[0]
+    return int(0.8 * free / (3 * needs["cache"] + needs["working"]))  # the cache is copied twice
+
+
+@dataclass
+class Together:
+    """What the tasks of one call of `measure` share."""
+
+    lvlm: LVLM
+    each: Callable
+    room: int
+    kept: dict = field(default_factory=dict)
+    bar: tqdm | None = None
+
+    def most(self, length: int) -> int:
+        """How many samples with contexts of a length to measure at once."""
+        if self.each is not measure_sample:
+            return 1
+        longest = length + prompts.least_opening(self.lvlm) + prompts.QUESTION_ROOM
+        return min(max(self.room // longest, 1), AT_ONCE)
+
+    def rows(self, samples: list[Sample], one) -> list[list[dict]]:
+        """The rows of each sample, of fewer at once where memory turns out too small."""
+        if len(samples) == 1 and self.room < 2 or self.each is not measure_sample:
+            return [self.each(self.lvlm, sample, one) for sample in samples]
+        try:
+            return measure_samples(self.lvlm, samples, one, self.room, self.kept)
+        except torch.OutOfMemoryError:
+            self.kept.clear()
+            torch.cuda.empty_cache()
+            self.room //= 2
+            half = (len(samples) + 1) // 2
+            return [rows for some in (samples[:half], samples[half:]) if some
+                    for rows in self.rows(some, one)]
+
+
+@dataclass
+class Thunk:
+    """A sample's task for `ResultStore.collect`."""
+
+    shared: Together
+    sample: Sample
+    one: Condition
+
+    @property
+    def at_once(self) -> int:
+        return self.shared.most(self.one.context_length)
+
+    def __call__(self) -> list[dict]:
+        return self.together([self])[0]
+
+    def together(self, some: list["Thunk"]) -> list[list[dict]]:
+        """The rows of each of some tasks, all of this one's condition."""
+        found = self.shared.rows([one.sample for one in some], self.one)
+        self.shared.bar.update(sum(_tokens(one.sample, one.one) for one in some))
+        return found
 
 
 def usable(samples: list[Sample], conditions: list[Condition], say=print):
@@ -153,36 +242,84 @@ def last_rows(recording) -> list[torch.Tensor]:
     return [recording[layer].accumulated["last"][0] for layer in sorted(recording)]
 
 
-@torch.no_grad()
 def measure_sample(lvlm: LVLM, sample: Sample, one: Condition, share: bool = True) -> list[dict]:
     """Rows of one sample. With `share`, its questions continue one cached prefix."""
-    started = time.perf_counter()
-    prefix = prefix_of(lvlm, sample, one)
-    said = lvlm.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.CONTEXT])
-    cache = prefill(lvlm, prefix) if share else None
-    rows = []
-    for number, question in enumerate(sample.questions):
-        target = question.nouns[0] if question.nouns else None  # a table need not name one
-        asking = prompts.asking(lvlm, question, one.image)
-        with record(lvlm.model, mass="last", kinds=kinds_of(lvlm, prefix, asking)) as recording:
-            scores = score(lvlm, prefix, cache, asking, question.options)
-        counts = torch.bincount(kinds_of(lvlm, prefix, asking)[0].long(), minlength=len(Kind))
-        mass = torch.stack([recording[n].mass[0, :, 0] for n in sorted(recording)])
-        greedy = generate(lvlm, prefix, cache, asking) if number < one.greedy else ""
-        rows.append(dict(
-            **place(sample, number, one), kind=question.kind, nouns="/".join(question.nouns),
-            image=one.image, **{f"{kind.name.lower()}_tokens": int(counts[kind]) for kind in Kind},
-            **judged(question, scores), greedy=greedy,
-            named=sum(target in line for line in said.splitlines()) if target else 0,
-            target_share=sample.picture.share(target) if target else float("nan"), seconds=0.0,
-            attention=halves(mass.mean(1)), head_image=halves(mass[..., Kind.IMAGE])))
-    for row in rows:
-        row["seconds"] = (time.perf_counter() - started) / len(rows)
-    return rows
+    return measure_samples(lvlm, [sample], one, share=share)[0]
+
+
+@torch.no_grad()
+def measure_samples(lvlm: LVLM, samples: list[Sample], one: Condition, room: int = 0,
+                    kept: dict | None = None, share: bool = True) -> list[list[dict]]:
+    """Rows of each sample, whose questions continue its cached prefix, with `share`.
+
+    In `room`, tokens, whose prompts are alike, and whose questions are of one length, go through
+    the model together. `kept` as in `prefill`.
+    """
+    started, rows = time.perf_counter(), [{} for _ in samples]
+    prefixes = [prefix_of(lvlm, sample, one) for sample in samples]
+    told = [lvlm.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.CONTEXT]).splitlines()
+            for prefix in prefixes]
+    for those in _grouped(range(len(samples)), lambda n: _make_up(prefixes[n]), room):
+        key = one.image, *(id(samples[n]) for n in those)
+        cache = prefill(lvlm, *(prefixes[n] for n in those), key=key, kept=kept) if share else None
+        asked = [(row, n, number, prompts.asking(lvlm, question, one.image))
+                 for row, n in enumerate(those)
+                 for number, question in enumerate(samples[n].questions)]
+        for some in _grouped(asked, lambda it: (len(it[3]), it[2] < one.greedy),
+                             room // len(prefixes[those[0]])):
+            at, whose, numbers, askings = map(list, zip(*some))
+            begun = [prefixes[n] for n in whose]
+            questions = [samples[n].questions[number] for n, number in zip(whose, numbers)]
+            kinds = torch.cat([kinds_of(lvlm, *parts) for parts in zip(begun, askings)])
+            with record(lvlm.model, mass="last", kinds=kinds) as recording:
+                scores, said = respond(
+                    lvlm, begun, cache if cache is None or len(those) == 1 == len(some)
+                    else taken(cache, at), askings, [question.options for question in questions],
+                    prompts.ANSWER_ROOM if numbers[0] < one.greedy else 0)
+            mass = torch.stack([recording[layer].mass[:, :, 0] for layer in sorted(recording)], 1)
+            for n, number, *found in zip(whose, numbers, scores, said, mass.cpu(), kinds.cpu()):
+                rows[n][number] = _row(samples[n], number, one, told[n], *found)
+    took = (time.perf_counter() - started) / sum(map(len, rows))
+    return [[some[number] | dict(seconds=took) for number in sorted(some)] for some in rows]
+
+
+def _make_up(prefix: Prompt) -> tuple:
+    """What is the same of prompts that can go through a model together."""
+    return opening(prefix), len(prefix), *(
+        (name, value.shape, None if value.is_floating_point() else value.numpy().tobytes())
+        for name, value in sorted(prefix.images.items()))
+
+
+def _grouped(items, alike, most: int) -> list[list]:
+    """Items in groups of up to `most` that are alike; each by itself, in order, below 2."""
+    if most < 2:
+        return [[item] for item in items]
+    groups = defaultdict(list)
+    for item in items:
+        groups[alike(item)].append(item)
+    return [group[at:at + most] for group in groups.values() for at in range(0, len(group), most)]
+
+
+def _row(sample: Sample, number: int, one: Condition, told: list[str], scores: list[float],
+         said: str, mass: torch.Tensor, kinds: torch.Tensor) -> dict:
+    """A question's row, but for its seconds; `told`: the context's lines, `mass`: layers x heads x
+    `Kind`."""
+    question = sample.questions[number]
+    target = question.nouns[0] if question.nouns else None  # a table need not name one
+    counts = torch.bincount(kinds.long(), minlength=len(Kind))
+    return dict(
+        **place(sample, number, one), kind=question.kind, nouns="/".join(question.nouns),
+        image=one.image, **{f"{kind.name.lower()}_tokens": int(counts[kind]) for kind in Kind},
+        **judged(question, scores), greedy=said,
+        named=sum(target in line for line in told) if target else 0,
+        target_share=sample.picture.share(target) if target else float("nan"),
+        attention=halves(mass.mean(1)), head_image=halves(mass[..., Kind.IMAGE]))
 
 
 def judged(question: dialogues.Question, scores: list[float]) -> dict:
     """What the options' log-likelihoods say: a row's columns from `options` to `margin`."""
+    if not scores:
+        raise VDPError("a question without options cannot be scored: use answer() for free text")
     best = max(range(len(scores)), key=scores.__getitem__)
     right = question.options.index(question.answer)
     return dict(options="/".join(question.options), log_likelihoods=scores,
@@ -222,96 +359,6 @@ def kinds_of(lvlm: LVLM, *parts: Prompt) -> torch.Tensor:
 def halves(values: torch.Tensor) -> np.ndarray:
     """Flat and float16: three digits are more than a mean over samples needs."""
     return values.flatten().cpu().numpy().astype(np.float16)
-
-
-def prefill(lvlm: LVLM, prefix: Prompt):
-    """The KV cache of a prompt's shared prefix."""
-    return lvlm.model(**prompts.tensors(prefix, lvlm.device), use_cache=True,
-                      logits_to_keep=1).past_key_values
-
-
-def _start(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt):
-    """Logits (vocabulary,) where the answer begins, and the cache that goes on from there."""
-    if cache is None:
-        inputs = prompts.tensors(prompts.join(prefix, asking), lvlm.device)
-    else:
-        cache = _fork(cache, len(prefix))
-        inputs = prompts.tensors(asking, lvlm.device) | {"past_key_values": cache}
-    outputs = lvlm.model(**inputs, use_cache=True, logits_to_keep=1)
-    return outputs.logits[0, -1].float(), outputs.past_key_values
-
-
-def _fork(cache, length: int):
-    """A cache that may be continued without spoiling `cache`, cut back to `length` tokens."""
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return copy.deepcopy(cache)  # sliding windows and the like cannot be cut back
-    cache.crop(length - cache.get_seq_length())  # a count <= 0: how many tokens to take off
-    return cache
-
-
-def _go_on(lvlm: LVLM, cache, token: int):
-    ids = torch.tensor([[token]], device=lvlm.device)
-    outputs = lvlm.model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return outputs.logits[0, -1].float(), outputs.past_key_values
-
-
-def score(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt, options) -> list[float]:
-    """Log-likelihood of each option as the answer: the sum over its tokens, natural log."""
-    if not options:
-        raise VDPError("a question without options cannot be scored: use answer() for free text")
-    return _scores(lvlm, *_start(lvlm, prefix, cache, asking), options)
-
-
-def _scores(lvlm: LVLM, start: torch.Tensor, after, options) -> list[float]:
-    first, length = start.log_softmax(-1), after.get_seq_length()  # less than asked, if pruned
-    scores = []
-    for option in options:
-        ids = prompts.option_ids(lvlm, option)
-        total, logits, state = first[ids[0]].item(), None, after
-        for previous, token in zip(ids, ids[1:]):
-            state = _fork(state, length) if logits is None else state
-            logits, state = _go_on(lvlm, state, previous)
-            total += logits.log_softmax(-1)[token].item()
-        scores.append(total)
-    return scores
-
-
-def generate(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt,
-             max_new_tokens: int = prompts.ANSWER_ROOM) -> str:
-    """The greedy answer as text."""
-    return _greedy(lvlm, *_start(lvlm, prefix, cache, asking), max_new_tokens)
-
-
-def respond(lvlm: LVLM, prompt: Prompt, options, max_new_tokens: int) -> tuple[list[float], str]:
-    """Of one pass: each option's log-likelihood, as `score`, and the greedy answer as text."""
-    logits, state = _start(lvlm, prompt, None, prompts.words(lvlm, ""))
-    length = state.get_seq_length()
-    scores = _scores(lvlm, logits, state, options)
-    return scores, _greedy(lvlm, logits, _fork(state, length), max_new_tokens)
-
-
-def _greedy(lvlm: LVLM, logits: torch.Tensor, state, max_new_tokens: int) -> str:
-    stop, found = prompts.stop_ids(lvlm), []
-    while (token := int(logits.argmax())) not in stop and len(found) < max_new_tokens:
-        found.append(token)
-        logits, state = _go_on(lvlm, state, token)
-    return lvlm.tokenizer.decode(found, skip_special_tokens=True).strip()
-
-
-@torch.no_grad()
-def answer(lvlm: LVLM, image, question: str, context: str = "", max_new_tokens: int = 40) -> str:
-    """Ask any question about any image (as `open_image` takes it, or None), after any context.
-
-    VDPError for an image that cannot be read, marks of the model's own, such as <image>, in a text,
-    and a prompt that with its answer passes the model's positions.
-    """
-    start = prompts.opening(lvlm, open_image(image) if image is not None else None)
-    words = prompts.words(lvlm, context)
-    asked = dialogues.Question("free", question, "", (), ())
-    which, lead = ("own", None) if image is not None else ("none", "")
-    asking = prompts.asking(lvlm, asked, which, lead)
-    prompts.check_length(lvlm, len(words), len(start), len(asking) + max_new_tokens)
-    return generate(lvlm, prompts.join(start, words), None, asking, max_new_tokens)
 
 
 def greedy_agreement(rows: pd.DataFrame) -> tuple[float, int]:

@@ -9,7 +9,8 @@ from rouge_score.rouge_scorer import RougeScorer
 from vdp_utils.attention.tokens import Kind
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.measuring.measure import judged, kinds_of, place, respond
+from vdp_utils.measuring.measure import judged, kinds_of, place
+from vdp_utils.measuring.scoring import respond
 from vdp_utils.measuring.placed import PlacedCondition, around, placed_condition
 from vdp_utils.sources import dialogues
 from vdp_utils.sources.mmdu import MARK, Dialogue, Turn
@@ -60,7 +61,8 @@ def dialogue_rows(lvlm: LVLM, dialogue: Dialogue, one: DialogueCondition) -> lis
         question, scores, reply, by_words = turn.question, [], "", (np.nan, np.nan)
         if len(prompt) + one.reply_tokens <= lvlm.max_positions:
             with around(lvlm, one, kinds_of(lvlm, prompt).long()):
-                scores, reply = respond(lvlm, prompt, question.options, one.reply_tokens)
+                (scores,), (reply,) = respond(lvlm, [prompt], None, [prompts.words(lvlm, "")],
+                                              [question.options], one.reply_tokens)
             found = ROUGE.score(question.answer, reply)
             by_words = [float(found[name].fmeasure) for name in ("rouge1", "rougeL")]
         said.append(prompts.unmarked(lvlm.tokenizer, reply.replace(MARK, "")))

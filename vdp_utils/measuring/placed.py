@@ -12,7 +12,8 @@ from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.measuring import timing
 from vdp_utils.measuring.measure import (Condition, condition, halves, judged, kinds_of, place,
-                                         prefill, prefix_of, score)
+                                         prefix_of)
+from vdp_utils.measuring.scoring import prefill, score
 from vdp_utils.sources.samples import Sample
 
 

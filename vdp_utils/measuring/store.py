@@ -138,25 +138,36 @@ class ResultStore:
         """Run the tasks that are not done yet and return the rows of all of them, sorted by key.
 
         A task is (keys, thunk): `thunk()` returns one row for each key. A task whose keys are all
-        stored is skipped. What has been measured is written every `flush_seconds`, and also when
-        a task raises, so a run that was stopped goes on where it was. `progress` labels the
-        progress bar (default: the finding); TQDM_DISABLE=1 turns it off.
+        stored is skipped. A thunk whose `at_once` is above 1 is run beside so many others by its
+        `together(thunks)`, which returns the rows of each. What has been measured is written every
+        `flush_seconds`, and also when a task raises, so a run that was stopped goes on where it
+        was. `progress` labels the progress bar (default: the finding); TQDM_DISABLE=1 turns it off.
         """
-        done, wanted, pending = self.done(finding, condition), set(), []
+        done, wanted, pending, waiting = self.done(finding, condition), set(), [], []
         flushed = time.monotonic()
-        try:
-            for keys, thunk in tqdm(tasks, desc=progress or finding, leave=False):
-                wanted.update(keys)
-                if done.issuperset(keys):
-                    continue
-                rows = thunk()
+
+        def run():
+            nonlocal pending, flushed
+            thunks = [thunk for _, thunk in waiting]
+            found = thunks[0].together(thunks) if thunks[1:] else [thunk() for thunk in thunks]
+            for (keys, _), rows in zip(waiting, found, strict=True):
                 _check_answer(keys, rows)
                 pending += [row for row in rows if row["key"] not in done]
                 done.update(keys)
-                if time.monotonic() - flushed >= self.flush_seconds:
-                    batch, pending = pending, []
-                    self.append(finding, condition, batch)
-                    flushed = time.monotonic()
+            waiting.clear()
+            if time.monotonic() - flushed >= self.flush_seconds:
+                batch, pending = pending, []
+                self.append(finding, condition, batch)
+                flushed = time.monotonic()
+
+        try:
+            for keys, thunk in tqdm(tasks, desc=progress or finding, leave=False):
+                wanted.update(keys)
+                if not done.issuperset(keys):
+                    waiting.append((keys, thunk))
+                    if len(waiting) >= getattr(thunk, "at_once", 1):
+                        run()
+            run()
         finally:
             self.append(finding, condition, pending)
         self.compact(finding, condition)

@@ -9,7 +9,8 @@ from tqdm import tqdm
 from vdp_utils import stats
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM
-from vdp_utils.measuring.measure import condition, generate, measure
+from vdp_utils.measuring.measure import condition, measure
+from vdp_utils.measuring.scoring import generate
 from vdp_utils.measuring.store import ResultStore
 from vdp_utils.sources.samples import Sample, presence_samples, question_samples
 from vdp_utils.training.ladder import GAPS, presence_by_gap, presence_of_several

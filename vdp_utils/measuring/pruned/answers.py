@@ -9,11 +9,11 @@ from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.grid import on_picture
 from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
-from vdp_utils.measuring.measure import (halves, judged, kinds_of, last_rows, prefix_of,
-                                         score)
+from vdp_utils.measuring.measure import halves, judged, kinds_of, last_rows, prefix_of
 from vdp_utils.measuring.pruned.conditions import (AnswerCondition, Pruning, pruned_around,
                                                    pruned_place)
 from vdp_utils.measuring.pruned.unpruned import Unpruned
+from vdp_utils.measuring.scoring import score
 from vdp_utils.sources.samples import Sample
 
 
