@@ -37,8 +37,8 @@ def dialogue():
 def heard(monkeypatch):
     """Every prompt that is answered, in order."""
     found, real = [], multi_turn.respond
-    monkeypatch.setattr(multi_turn, "respond", lambda lvlm, prompt, *rest: found.append(
-        prompt) or real(lvlm, prompt, *rest))
+    monkeypatch.setattr(multi_turn, "respond", lambda lvlm, some, *rest: found.extend(
+        some) or real(lvlm, some, *rest))
     return found
 
 

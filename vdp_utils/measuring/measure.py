@@ -105,15 +105,14 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
             store.clear(finding, one)
     together = Together(lvlm, each or measure_sample, _room(lvlm) if room is None else room)
     most = together.most(max(one.context_length for one in conditions))
-    step = most if most > 1 else len(samples)
-    blocks = [samples[at:at + step] for at in range(0, len(samples), step)]
+    blocks = np.array_split(np.arange(len(samples)), -(-len(samples) // most) if most > 1 else 1)
     tables = [[] for _ in conditions]
     with tqdm(total=_missing(store, finding, samples, conditions), desc=finding, unit=" tokens",
               unit_scale=True, leave=False) as together.bar:
-        for block in blocks:
+        for block in blocks:  # of about one size
             for table, one in zip(tables, conditions):
                 label = f"{finding} {one.context_kind} {one.context_length}"
-                tasks = [(one.keys(sample), Thunk(together, sample, one)) for sample in block]
+                tasks = [(one.keys(samples[n]), Thunk(together, samples[n], one)) for n in block]
                 table.append(store.collect(finding, one, tasks, progress=label))
     return pd.concat([pd.concat(table).sort_values("key") for table in tables], ignore_index=True)
 
@@ -140,7 +139,7 @@ def _room(lvlm: LVLM) -> int:
         return 0
     needs = timing.expected(config.get_text_config(), 1, lvlm.dtype.itemsize)
     free = torch.cuda.mem_get_info(lvlm.device)[0]
-    return int(0.8 * free / (3 * needs["cache"] + needs["working"]))  # the cache is copied twice
+    return int(0.8 * free / (2.2 * needs["cache"] + needs["working"]))  # of prefixes and questions
 
 
 @dataclass
@@ -265,8 +264,7 @@ def measure_samples(lvlm: LVLM, samples: list[Sample], one: Condition, room: int
         asked = [(row, n, number, prompts.asking(lvlm, question, one.image))
                  for row, n in enumerate(those)
                  for number, question in enumerate(samples[n].questions)]
-        for some in _grouped(asked, lambda it: (len(it[3]), it[2] < one.greedy),
-                             room // len(prefixes[those[0]])):
+        for some in _grouped(asked, lambda it: len(it[3]), room // len(prefixes[those[0]])):
             at, whose, numbers, askings = map(list, zip(*some))
             begun = [prefixes[n] for n in whose]
             questions = [samples[n].questions[number] for n, number in zip(whose, numbers)]
@@ -275,7 +273,8 @@ def measure_samples(lvlm: LVLM, samples: list[Sample], one: Condition, room: int
                 scores, said = respond(
                     lvlm, begun, cache if cache is None or len(those) == 1 == len(some)
                     else taken(cache, at), askings, [question.options for question in questions],
-                    prompts.ANSWER_ROOM if numbers[0] < one.greedy else 0)
+                    prompts.ANSWER_ROOM,
+                    [row for row, number in enumerate(numbers) if number < one.greedy])
             mass = torch.stack([recording[layer].mass[:, :, 0] for layer in sorted(recording)], 1)
             for n, number, *found in zip(whose, numbers, scores, said, mass.cpu(), kinds.cpu()):
                 rows[n][number] = _row(samples[n], number, one, told[n], *found)

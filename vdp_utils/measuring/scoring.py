@@ -143,14 +143,17 @@ def generate(lvlm: LVLM, prefix: Prompt, cache, asking: Prompt,
 
 
 def respond(lvlm: LVLM, prefixes: Sequence[Prompt], cache, askings: Sequence[Prompt], options,
-            max_new_tokens: int) -> tuple[list[list[float]], list[str]]:
-    """Of one pass: each row's `likelihoods`, and its `greedy` answer ("" for 0 new tokens)."""
+            max_new_tokens: int, rows: Sequence[int] = (0,)) -> tuple[list[list[float]], list[str]]:
+    """Of one pass: each row's `likelihoods`, and some rows' `greedy` answers, "" for the others."""
     logits, state = start(lvlm, prefixes, cache, askings)
-    length = state.get_seq_length()
+    length, said = state.get_seq_length(), [""] * len(logits)
     scores = likelihoods(lvlm, logits, state, options)
-    if not max_new_tokens:
-        return scores, [""] * len(scores)
-    return scores, greedy(lvlm, logits, _fork(state, length), max_new_tokens)
+    if rows:
+        state = _fork(state, length)
+        some = state if len(rows) == len(logits) else taken(state, list(rows))
+        for row, text in zip(rows, greedy(lvlm, logits[list(rows)], some, max_new_tokens)):
+            said[row] = text
+    return scores, said
 
 
 @torch.no_grad()
