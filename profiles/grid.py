@@ -7,20 +7,18 @@ import math
 from pathlib import Path
 
 import pandas as pd
+from transformers import LlamaConfig
 
 from vdp_utils import findings, paths
 from vdp_utils.commands.plan import tasks_of
 from vdp_utils.findings import decline, recovery
+from vdp_utils.measuring import timing
 from vdp_utils.measuring.store import ResultStore
 
-# Parameters of the decoder, decoder layers, heads, key-value heads, size of a head. 7B and 13B are
-# LLaVA-1.5's, 1B TinyLlama's.
-SHAPES = {"1B": (1.1e9, 22, 32, 4, 64), "7B": (6.7e9, 32, 32, 32, 128),
-          "13B": (13e9, 40, 40, 40, 128)}
 IMAGE, WORDS = 576, 40  # tokens of an image, and of a question with its part of the template
-# Of one GPU, in bfloat16, one prompt at a time: operations and bytes a second, and the seconds that
-# a row takes however small its prompt. ASSUMED: `vdp plan` measures rows where they are to run.
-SPEED, BANDWIDTH, LEAST = 200e12, 2e12, 0.03
+# Of one GPU in bfloat16: operations a second, and seconds that a row takes for each layer however
+# small its prompt, both as one H100 had them; bytes a second, assumed.
+SPEED, LEAST, BANDWIDTH = 400e12, 0.0022, 2e12
 MINUTES = 60  # of a job
 SOURCES = ("COCO", "SVIT")  # each as many images as there are scenes, by the same notebooks
 MMDU = dict(turns=1645, tokens=8200, images=3.8, conditions=2, reply=512)  # released: means, most
@@ -42,15 +40,6 @@ def prefill_tokens(task, image: int = IMAGE) -> float:
     return whole + rows * WORDS  # the questions share one prefix
 
 
-def memory(tokens: int, parameters, layers, heads, kv_heads, size) -> float:
-    """Bytes of weights, cache and activations in bfloat16, for a prompt of so many tokens.
-
-    Activations: 16 vectors a token of what one layer holds, and scores of 4096 tokens a block.
-    """
-    return (2 * parameters + 4 * layers * kv_heads * size * tokens
-            + 2 * 16 * heads * size * tokens + 2 * 4 * heads * 256 * tokens)
-
-
 def row_bytes(task, layers: int, heads: int) -> float:
     """Stored bytes of a row: text and numbers, and attention by layer, before compression."""
     wide = {findings.PRESENCE: 4 + heads, "F5_maps": IMAGE, "F6_examples": IMAGE, "F8_masses": 150}
@@ -60,8 +49,10 @@ def row_bytes(task, layers: int, heads: int) -> float:
 def grid(tasks) -> pd.DataFrame:
     """Jobs, GPU hours, storage and memory by model and source."""
     lines = []
-    for model, shape in SHAPES.items():
-        parameters, layers, heads = shape[:3]
+    for model, shape in timing.SHAPES.items():
+        config = LlamaConfig(**shape)
+        layers, heads = config.num_hidden_layers, config.num_attention_heads
+        parameters = timing.expected(config, 1)["parameters"]
         study = (sum(map(prefill_tokens, tasks)), sum(len(task.keys) for task in tasks),
                  sum(len(task.keys) * row_bytes(task, layers, heads) for task in tasks))
         prompt = MMDU["tokens"] / 2 + MMDU["images"] / 2 * IMAGE  # of a turn, on average
@@ -71,8 +62,9 @@ def grid(tasks) -> pd.DataFrame:
         longest = max(MMDU["tokens"] * 2.2, 4096) + 20 * IMAGE
         for source, (tokens, rows, size, replied) in parts.items():
             hours = (2 * parameters * tokens / SPEED + replied * 2 * parameters / BANDWIDTH
-                     + rows * LEAST) / 3600
-            needs = memory(longest if source == "MMDU" else 4096 + IMAGE, *shape)
+                     + rows * LEAST * layers) / 3600
+            cost = timing.expected(config, int(longest) if source == "MMDU" else 4096 + IMAGE)
+            needs = cost["weights"] + cost["cache"] + cost["working"]
             lines.append((model, source, rows, round(tokens / 1e6), round(hours, 1),
                           math.ceil(hours * 60 / MINUTES), round(size / 1e6), round(needs / 2**30)))
     return pd.DataFrame(lines, columns=["model", "source", "rows", "million tokens", "GPU hours",

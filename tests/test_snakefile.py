@@ -174,6 +174,17 @@ def test_a_device_is_told_to_those_that_take_one(study):
                             + own * (n != NAMES[0]) for n in NAMES]
 
 
+def test_what_is_committed_in_float32_is_not_overwritten_in_another(study):
+    for dtype in ("bfloat16", "float32"):
+        made = f"build/full/{dtype}/{NAMES[1]}.ipynb"
+        code, output = snakemake(study, "--", made, profile="full", dtype=dtype)
+        assert code == 0, output
+    folder = "build/full/bfloat16"
+    first, second = calls(study)
+    assert first.endswith(f"-p DTYPE bfloat16 -p RESULTS {folder}/results -p FIGURES {folder}/figures")
+    assert second.endswith("-p DTYPE float32")
+
+
 # ---- what is printed
 
 

@@ -186,8 +186,8 @@ def test_replies_are_scored_by_the_reference(lvlm, dialogue, monkeypatch):
     replies |= {q.answer: ", ".join(reversed(q.answer.split(", "))) for q in dialogue.questions
                 if q.kind == "naming"}
     by_text = {turn.words: replies.get(turn.question.answer, "") for turn in dialogue.turns}
-    monkeypatch.setattr(multi_turn, "respond", lambda lvlm, prompt, *_: (
-        [], by_text[text_of(lvlm, prompt, Kind.QUESTION)]))
+    monkeypatch.setattr(multi_turn, "respond", lambda lvlm, some, *_: (
+        [[]], [by_text[text_of(lvlm, some[0], Kind.QUESTION)]]))
     rows = dialogue_rows(lvlm, dialogue, dialogue_condition(lvlm, "same_image", 0))
     for row in rows:
         expected = {"Yes": (2 / 3, 2 / 3), "No": (0, 0)}.get(row["reference"], (0, 0))

@@ -7,21 +7,8 @@ import torch
 import transformers as t
 from torch.utils.flop_counter import FlopCounterMode
 
-from vdp_utils.measuring.timing import expected, peak_increase
+from vdp_utils.measuring.timing import SHAPES, expected, peak_increase
 from vdp_utils.paths import ROOT
-
-SHAPES = dict(  # of the models in README's table: their decoders
-    llama_1b=dict(hidden_size=2048, num_hidden_layers=16, num_attention_heads=32,
-                  num_key_value_heads=8, intermediate_size=8192, vocab_size=128_256,
-                  tie_word_embeddings=True),
-    qwen_3b=dict(hidden_size=2048, num_hidden_layers=36, num_attention_heads=16,
-                 num_key_value_heads=2, intermediate_size=11_008, vocab_size=151_936,
-                 tie_word_embeddings=True),
-    llava_7b=dict(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
-                  num_key_value_heads=32, intermediate_size=11_008, vocab_size=32_064),
-    llava_13b=dict(hidden_size=5120, num_hidden_layers=40, num_attention_heads=40,
-                   num_key_value_heads=40, intermediate_size=13_824, vocab_size=32_064))
-
 
 def small(heads, pairs, head_dim, hidden=128, layers=4, tied=False):
     torch.manual_seed(0)

@@ -122,6 +122,8 @@ def load_lvlm(name: str | Path, device: str = "cpu", dtype: str = "float32",
             model.register_forward_pre_hook(_forget_image, with_kwargs=True)
         if "device_map" not in options:
             model.to(device)
+    if model.dtype == torch.float32:  # else a tower's convolution costs rows four of their digits
+        torch.backends.cudnn.allow_tf32 = False
     revision = revision or getattr(config, "_commit_hash", None) or _folder_hash(Path(folder))
     if bits:
         revision += f"-{bits}bit"

@@ -108,7 +108,7 @@ def measure(lvlm: LVLM, samples: list[Sample], conditions: Iterable[Condition],
     blocks = np.array_split(np.arange(len(samples)), -(-len(samples) // most) if most > 1 else 1)
     tables = [[] for _ in conditions]
     with tqdm(total=_missing(store, finding, samples, conditions), desc=finding, unit=" tokens",
-              unit_scale=True, leave=False) as together.bar:
+              unit_scale=True, leave=False, delay=1) as together.bar:
         for block in blocks:  # of about one size
             for table, one in zip(tables, conditions):
                 label = f"{finding} {one.context_kind} {one.context_length}"

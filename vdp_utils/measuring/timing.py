@@ -19,6 +19,19 @@ from vdp_utils.attention.tokens import Kind, image_token_id
 
 DECODED = 8  # tokens timed after each prompt
 IMAGE_TOKENS, QUESTION_TOKENS = 100, 16
+SHAPES = {  # decoders that README and profiles/README.md reckon with, as LlamaConfig has them
+    "1B (Llama 3.2)": dict(
+        hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+        intermediate_size=8192, vocab_size=128_256, tie_word_embeddings=True),
+    "3B (Qwen2.5)": dict(
+        hidden_size=2048, num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
+        intermediate_size=11_008, vocab_size=151_936, tie_word_embeddings=True),
+    "7B (LLaVA-1.5)": dict(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=32,
+        intermediate_size=11_008, vocab_size=32_064),
+    "13B (LLaVA-1.5)": dict(
+        hidden_size=5120, num_hidden_layers=40, num_attention_heads=40, num_key_value_heads=40,
+        intermediate_size=13_824, vocab_size=32_064)}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
