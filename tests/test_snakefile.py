@@ -179,9 +179,9 @@ def test_what_is_committed_in_float32_is_not_overwritten_in_another(study):
         made = f"build/full/{dtype}/{NAMES[1]}.ipynb"
         code, output = snakemake(study, "--", made, profile="full", dtype=dtype)
         assert code == 0, output
-    folder = "build/full/bfloat16"
     first, second = calls(study)
-    assert first.endswith(f"-p DTYPE bfloat16 -p RESULTS {folder}/results -p FIGURES {folder}/figures")
+    assert first.endswith("-p DTYPE bfloat16 -p RESULTS build/full/bfloat16/results "
+                          "-p FIGURES build/full/bfloat16/figures")
     assert second.endswith("-p DTYPE float32")
 
 
