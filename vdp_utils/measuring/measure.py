@@ -149,8 +149,9 @@ class Together:
     lvlm: LVLM
     each: Callable
     room: int
-    kept: dict = field(default_factory=dict)
     bar: tqdm | None = None
+    kept: dict = field(default_factory=dict)
+    kept_of: tuple = ()
 
     def most(self, length: int) -> int:
         """How many samples with contexts of a length to measure at once."""
@@ -163,6 +164,9 @@ class Together:
         """The rows of each sample, of fewer at once where memory turns out too small."""
         if len(samples) == 1 and self.room < 2 or self.each is not measure_sample:
             return [self.each(self.lvlm, sample, one) for sample in samples]
+        if (of := (one.image, *map(id, samples))) != self.kept_of:
+            self.kept.clear()
+            self.kept_of = of
         try:
             return measure_samples(self.lvlm, samples, one, self.room, self.kept)
         except torch.OutOfMemoryError:
@@ -259,8 +263,8 @@ def measure_samples(lvlm: LVLM, samples: list[Sample], one: Condition, room: int
     told = [lvlm.tokenizer.decode(prefix.input_ids[prefix.kinds == Kind.CONTEXT]).splitlines()
             for prefix in prefixes]
     for those in _grouped(range(len(samples)), lambda n: _make_up(prefixes[n]), room):
-        key = one.image, *(id(samples[n]) for n in those)
-        cache = prefill(lvlm, *(prefixes[n] for n in those), key=key, kept=kept) if share else None
+        cache = prefill(lvlm, *(prefixes[n] for n in those), key=tuple(those),
+                        kept=kept) if share else None
         asked = [(row, n, number, prompts.asking(lvlm, question, one.image))
                  for row, n in enumerate(those)
                  for number, question in enumerate(samples[n].questions)]

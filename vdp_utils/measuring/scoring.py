@@ -25,21 +25,20 @@ def opening(prompt: Prompt) -> int:
 def prefill(lvlm: LVLM, *prefixes: Prompt, key: Hashable = None, kept: dict | None = None):
     """The KV cache of alike prompts' shared prefixes.
 
-    `kept`, where given, keeps the cache of what stands before the context, for other prefixes of
-    the same `key` that begin with the same tokens and images.
+    `kept`, where given, keeps by `key` the cache of what stands before the context, for other
+    prefixes of the same images, and of the same key where they begin with the same tokens.
     """
     ahead = "token_type_ids" in prefixes[0].images  # PaliGemma's images see what is said after them
     at = 0 if kept is None or ahead else opening(prefixes[0])
     if not at:
         return _read(lvlm, prefixes)
     key = (key, *(one.input_ids[:at].tobytes() for one in prefixes))
-    if kept.get("key") != key:
-        kept.clear()  # before there is room for another
-        kept["cache"] = _read(lvlm, [one.split(at)[0] for one in prefixes])
-        kept["key"], kept["turned"] = key, _turned(lvlm)
-    cache, rest = taken(kept["cache"], slice(None)), [one.split(at)[1] for one in prefixes]
-    if kept["turned"] is not None:
-        lvlm.model.model.rope_deltas = kept["turned"]
+    if key not in kept:
+        kept[key] = _read(lvlm, [one.split(at)[0] for one in prefixes]), _turned(lvlm)
+    (cache, turned), rest = kept[key], [one.split(at)[1] for one in prefixes]
+    cache = taken(cache, slice(None))
+    if turned is not None:
+        lvlm.model.model.rope_deltas = turned
     return _read(lvlm, rest, past_key_values=cache) if len(rest[0]) else cache
 
 
