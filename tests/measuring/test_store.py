@@ -399,6 +399,37 @@ def test_collect_repeats_a_task_of_which_a_part_is_done_without_doubling(store):
     assert list(got["margin"]) == [9.0, 1 / 7]
 
 
+@pytest.mark.parametrize("stop", [False, True])
+def test_collect_runs_several_tasks_at_once_where_they_say_so(tmp_path, stop):
+    store, calls = ResultStore(tmp_path, flush_seconds=0), []
+
+    class Thunk:
+        at_once = 3
+
+        def __init__(self, number):
+            self.number = number
+
+        def __call__(self):
+            return self.together([self])[0]
+
+        def together(self, thunks):
+            calls.append([thunk.number for thunk in thunks])
+            if stop and len(calls) == 2:
+                raise KeyboardInterrupt
+            return [[row(thunk.number)] for thunk in thunks]
+
+    in_parts(store, 1, 2)
+    tasks = [([row(number)["key"]], Thunk(number)) for number in range(8)]
+    if stop:
+        with pytest.raises(KeyboardInterrupt):
+            store.collect("F1", CONDITION, tasks)
+        assert calls == [[0, 2, 3], [4, 5, 6]] and len(store.done("F1", CONDITION)) == 4
+    else:
+        got = store.collect("F1", CONDITION, tasks)
+        assert calls == [[0, 2, 3], [4, 5, 6], [7]]
+        assert list(got["key"]) == [row(n)["key"] for n in range(8)]
+
+
 def test_collect_takes_tasks_that_overlap(tmp_path):
     store = ResultStore(tmp_path, flush_seconds=1e9)
     tasks = [
