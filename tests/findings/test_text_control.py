@@ -155,11 +155,11 @@ def test_f2_s_figure_draws_image_and_text_by_kind_and_the_places(text_tables):
         part = summary[summary["context_kind"] == kind]
         assert len(axes.containers) == 2
         for image in f2.IMAGES:
-            assert_drawn(axes, VERSIONS[image][0], part[part["image"] == image])
+            assert_drawn(axes, VERSIONS[image], part[part["image"] == image])
     last = figure.axes[-1]
     assert len(last.containers) == 3
     for image in prompts.PLACES:
-        assert_drawn(last, VERSIONS[image][0], places[places["image"] == image])
+        assert_drawn(last, VERSIONS[image], places[places["image"] == image])
     for axes in figure.axes:
         assert axes.get_xlabel() == "context length (tokens)"
         assert ticks(axes.xaxis) == ["0", "256", "1k", "4k"]
@@ -173,7 +173,7 @@ def test_f2_s_figure_draws_image_and_text_by_kind_and_the_places(text_tables):
     assert patch.get_x() < 4096 < patch.get_x() + patch.get_width()
     assert not any(hatched.values())
     assert figure.axes[0].get_ylabel() == "balanced accuracy"
-    assert sorted(legend(figure)) == sorted([label for label, *_ in VERSIONS.values()]
+    assert sorted(legend(figure)) == sorted([*VERSIONS.values()]
                                             + ["does not count: floor or ceiling"])
     heading = figure.get_suptitle()
     assert "embedded-s" in heading and "n = 60 images" in heading and "95 %" in heading
@@ -182,7 +182,7 @@ def test_f2_s_figure_draws_image_and_text_by_kind_and_the_places(text_tables):
 def test_f2_s_versions_look_the_same_in_each_panel(text_tables):
     """One legend is for all panels."""
     figure = figures.text_control(*text_tables, None, "embedded-s")
-    for label in [text[0] for text in VERSIONS.values()]:
+    for label in VERSIONS.values():
         lines = [bars.lines[0] for axes in figure.axes for bars in axes.containers
                  if bars.get_label() == label]
         assert len({(to_rgba(line.get_color()), line.get_marker(), line.get_linestyle())
@@ -201,5 +201,5 @@ def test_f2_s_figure_has_no_panel_of_places_where_there_is_one_place_only(text_r
         part = summary[summary["context_kind"] == kind]
         assert len(axes.containers) == 2
         for image in f2.IMAGES:
-            assert_drawn(axes, VERSIONS[image][0], part[part["image"] == image])
-    assert sorted(legend(figure)) == sorted(VERSIONS[image][0] for image in f2.IMAGES)
+            assert_drawn(axes, VERSIONS[image], part[part["image"] == image])
+    assert sorted(legend(figure)) == sorted(VERSIONS[image] for image in f2.IMAGES)

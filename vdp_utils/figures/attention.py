@@ -23,14 +23,12 @@ def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFram
     (shares, prefers, where), (layers, ratios, single) = grid
     lengths = sorted(summary["context_length"].unique())
     for number, name in enumerate(TOKENS):
-        part = summary[summary["measure"] == f"attention on {name}"]
+        part = style.select(summary, measure=f"attention on {name}")
         style.curve(shares, part[part["value"] > 0], number, label=name)
-    shares.set_yscale("log")
-    shares.set_ylim(None, 3)  # room for the legend
-    shares.set_title("share of attention")
+    shares.set(yscale="log", ylim=(None, 3), title="share of attention")  # room for the legend
     for number, name in enumerate(("image", "context")):
-        part = summary[summary["measure"] == f"preference for {name}"]
-        style.curve(prefers, part, number, label=name)
+        style.curve(prefers, style.select(summary, measure=f"preference for {name}"), number,
+                    label=name)
     prefers.axhline(0, color="0.4", linewidth=0.8)
     prefers.set_title("share / uniform share (log2)")
     for axes in (shares, prefers):
@@ -48,8 +46,7 @@ def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFram
                            s=9, cmap="viridis")
     where.plot([1e-5, 1], [1e-5, 1], color="0.4", linewidth=0.8)
     where.set(xscale="log", yscale="log", xlabel=f"at {ends[0]} context tokens",
-              ylabel=f"at {ends[1]}")
-    where.set_title("each head's attention on the image")
+              ylabel=f"at {ends[1]}", title="each head's attention on the image")
     named = sorted(set(depth))
     figure.colorbar(points, ax=where, label="layer", ticks=named[::max(1, len(named) // 6)])
     middle = lengths[len(lengths) // 2]
@@ -59,16 +56,14 @@ def attention(summary: pd.DataFrame, heat: pd.DataFrame, preference: pd.DataFram
         single.plot(lengths, line, marker=MARKERS[number], linestyle=LINES[number % 4],
                     color=PALETTE[number], label=f"layer {layer}, head {head}")
     style.length_axis(single, lengths, trained, narrow=True)
-    single.set_ylim(0, 1.4)  # room for the legend
-    single.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-    single.set_title(f"the most visual heads at {middle} tokens")
+    single.set(ylim=(0, 1.4), yticks=[0, 0.2, 0.4, 0.6, 0.8, 1],  # room for the legend
+               title=f"the most visual heads at {middle} tokens")
     compact = dict(ncols=2, loc="upper center", columnspacing=0.8, handlelength=1.6,
                    handletextpad=0.5)
     single.legend(fontsize=5, **compact)
     shares.legend(fontsize=6, **compact)
-    figure.suptitle(f"{model}: attention of the answer position "
-                    f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
-                    fontsize=8)
+    style.title(figure, f"{model}: attention of the answer position", summary,
+                "95 % intervals over images")
     return figure
 
 
@@ -77,15 +72,14 @@ def _by_layer(figure, axes, table: pd.DataFrame, title: str, **options) -> None:
     drawn = axes.imshow(table.to_numpy(), aspect="auto", origin="lower", **options)
     axes.set_xticks(range(table.shape[1]), [style.short(n) for n in table.columns], fontsize=6)
     axes.set_yticks(range(0, len(table), max(1, len(table) // 6)))
-    axes.set(xlabel="context length (tokens)", ylabel="layer")
+    axes.set(xlabel="context length (tokens)", ylabel="layer", title=title)
     axes.grid(False)
-    axes.set_title(title)
     figure.colorbar(drawn, ax=axes)
 
 
 def attention_and_cause(table: pd.DataFrame, model: str) -> Figure:
     """F5: rank correlation of attention on the image with the answer's move when it is swapped."""
-    kinds = [kind for kind in KINDS if kind in set(table["context_kind"])]
+    kinds = style.kinds_of(table)
     figure, panels = plt.subplots(1, len(kinds), figsize=(WIDE, 2.7), sharey=True, squeeze=False)
     lengths = sorted(table["context_length"].unique())
     longest = table.groupby("context_kind")["context_length"].max()  # not of every kind the same
@@ -93,19 +87,18 @@ def attention_and_cause(table: pd.DataFrame, model: str) -> Figure:
     names = sorted(table["layer"].unique(), key=lambda name: (name == "mean", name.rjust(3)))
     for axes, kind in zip(panels[0], kinds):
         for number, length in enumerate(chosen):
-            part = table[(table["context_kind"] == kind) & (table["context_length"] == length)]
+            part = style.select(table, context_kind=kind, context_length=length)
             if len(part):  # some lengths were measured after one kind alone
-                places = part["layer"].map(names.index) + 0.15 * (number - (len(chosen) - 1) / 2)
-                style.curve(axes, part.assign(place=places), number, "place", line="none",
-                            label=f"{length} context tokens", spread=0)
+                style.curve(axes, part.assign(place=part["layer"].map(names.index)), number,
+                            "place", line="none", label=f"{length} context tokens",
+                            shift=0.15 * (number - (len(chosen) - 1) / 2))
         axes.axhline(0, color="0.4", linewidth=0.8)
         axes.set_xticks(range(len(names)), names)
-        axes.set_xlabel("layer")
-        axes.set_title(KINDS[kind][0])
+        axes.set(xlabel="layer", title=KINDS[kind][0])
     panels[0][0].set_ylabel("Spearman's rank correlation")
     style.shared_legend(figure, *panels[0])
     figure.suptitle(f"{model}: does more attention on the image mean that the image decides more? "
-                    f"(n = {table['n_images'].max()} images)", fontsize=8)
+                    f"(n = {table['n_images'].max()} images)")
     return figure
 
 
@@ -130,5 +123,5 @@ def attention_maps(maps: pd.DataFrame, samples, lengths, model: str) -> Figure:
     for axes in panels.flat:
         axes.axis("off")
     figure.suptitle(f"{model}: attention on the image (above: the answer, and the image's share of "
-                    "all attention)", fontsize=8)
+                    "all attention)")
     return figure

@@ -13,8 +13,8 @@ def concentration(table: pd.DataFrame, layers: pd.DataFrame, model: str) -> Figu
 
     `table` is `findings.concentration.tests`, `layers` its `by_layer`.
     """
-    gains, falls = (table[table["measure"] == name] for name in ("attention on the image",
-                                                                 "entropy"))
+    gains, falls = (style.select(table, measure=name)
+                    for name in ("attention on the image", "entropy"))
     lengths = sorted(table["context_length"].unique())
     figure, panels = plt.subplots(len(lengths), 3, figsize=(WIDE, 2.1 * len(lengths) + 0.7),
                                   squeeze=False, sharex="col")
@@ -22,14 +22,12 @@ def concentration(table: pd.DataFrame, layers: pd.DataFrame, model: str) -> Figu
     for line, length in zip(panels, lengths):
         for number, rate in enumerate(rates):
             for axes, part in zip(line, (gains, falls)):
-                part = part[(part["context_length"] == length) & (part["rate"] == rate)]
+                part = style.select(part, context_length=length, rate=rate)
                 axes.plot(part["layer"], part["predicted"], ":", color=PALETTE[number],
                           linewidth=0.9)
-                style.curve(axes, part.assign(layer=part["layer"] + 0.06 * (number - 1.5),
-                                              value=part["effect"]), number, "layer",
-                            label=f"rate {rate}", spread=0)
-            some = layers[layers["later"] & (layers["context_length"] == length)
-                          & (layers["rate"] == rate)]
+                style.curve(axes, part.rename(columns=dict(effect="value")), number, "layer",
+                            label=f"rate {rate}", shift=0.06 * (number - 1.5))
+            some = style.select(layers, later=True, context_length=length, rate=rate)
             means = some.groupby("layer")[["predicted", "after"]].mean()
             line[2].plot(means["predicted"], means["after"], MARKERS[number], color=PALETTE[number],
                          markersize=3.5)
@@ -49,6 +47,6 @@ def concentration(table: pd.DataFrame, layers: pd.DataFrame, model: str) -> Figu
     for axes, label in zip(panels[-1], ("layer", "layer", "predicted by (a)")):
         axes.set_xlabel(label)
     style.shared_legend(figure, panels[0][0])
-    figure.suptitle(f"{model}: attention of the answer position, before and after pruning "
-                    f"(n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    style.title(figure, f"{model}: attention of the answer position, before and after pruning",
+                table)
     return figure

@@ -23,17 +23,15 @@ def cost(table: pd.DataFrame, model: str) -> Figure:
     figure, panels = plt.subplots(1, len(measures), figsize=(WIDE, 2.5), sharey=True)
     for axes, measure in zip(panels, measures):
         for number, mode in enumerate(dict.fromkeys(table["mode"])):
-            part = table[(table["measure"] == measure) & (table["mode"] == mode)]
-            style.curve(axes, part.assign(rate=part["rate"] + 0.01 * (number - 1)), number, "rate",
-                        label=mode.replace(" compact", ", positions closed up"), spread=0)
+            style.curve(axes, style.select(table, measure=measure, mode=mode), number, "rate",
+                        label=mode.replace(" compact", ", positions closed up"),
+                        shift=0.01 * (number - 1))
         axes.axhline(1, color="0.4", linewidth=0.8)
-        axes.set_ylim(0, None)
-        axes.set_xticks(sorted(table["rate"].unique()))
-        axes.set(xlabel="pruning rate", title=measure)
+        axes.set(ylim=(0, None), xticks=sorted(table["rate"].unique()), xlabel="pruning rate",
+                 title=measure)
     panels[0].set_ylabel("relative to no pruning")
     style.shared_legend(figure, panels[0])
-    figure.suptitle(f"{model}, {table['context_length'].iloc[0]} context tokens "
-                    f"(n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    style.title(figure, f"{model}, {table['context_length'].iloc[0]} context tokens", table)
     return figure
 
 
@@ -61,7 +59,7 @@ def break_even(tables: dict[str, pd.DataFrame], committed: bool = False) -> Figu
         axes.grid(False)
         axes.set(xlabel="context length (tokens)", title=model)
     figure.suptitle("Break-even: generated tokens from which pruning is faster (0: from the first)"
-                    f"{COMMITTED if committed else ''}", fontsize=8)
+                    f"{COMMITTED if committed else ''}")
     return figure
 
 
@@ -73,52 +71,49 @@ def pareto(table: pd.DataFrame, longer: pd.DataFrame, model: str) -> Figure:
     figure, (left, slow, right) = plt.subplots(1, 3, figsize=(WIDE, 3.6),
                                                width_ratios=(1.9, 0.5, 1.4))
     front = table[table["pareto_front"]]
-    for axes in (left, slow):
+    near, late = table[table["time"] <= FAST], table[table["time"] > FAST]
+    for axes, part in ((left, near), (slow, late)):
         axes.plot("time", "accuracy", data=front, color="0.4", linewidth=0.9, zorder=0, label="")
-    for number, group in enumerate(GROUP_LOOKS):
-        left.plot([], [], MARKERS[number], color=PALETTE[number], label=group)
-    for axes, part in ((left, table[table["time"] <= FAST]), (slow, table[table["time"] > FAST])):
         for number, group in enumerate(GROUP_LOOKS):
-            mine = part[part["group"] == group]
+            mine = style.select(part, group=group)
+            axes.plot([], [], MARKERS[number], color=PALETTE[number], label=group)
             axes.scatter(mine["time"], mine["accuracy"], 10 + 22 * mine["rate"] ** 2,
                          color=PALETTE[number], marker=MARKERS[number], linewidth=0)
         axes.set_ylim(-0.03, 1.03)
-    near = table.loc[table["time"] <= FAST, "time"]
-    left.set_xlim(near.min() - 0.04, near.max() + 0.45)
-    left.set_xticks([at for at in (0.25, 0.5, 0.75, 1, 1.25) if near.min() <= at <= near.max()])
-    left.set(ylabel="mean balanced accuracy of both targets",
+    least, most = near["time"].min(), near["time"].max()
+    left.set(xlim=(least - 0.04, most + 0.45), ylabel="mean balanced accuracy of both targets",
+             xticks=[at for at in (0.25, 0.5, 0.75, 1, 1.25) if least <= at <= most],
              title=f"{table['context_length'].iloc[0]} context tokens, by strategy and rate\n"
              "(larger: higher rate; line: Pareto front)")
     slow.set(yticklabels=[], title="(perplexity)")
-    named = table[table["pareto_front"] | table["group"].isin(["the paper's rule", "no pruning"])]
-    for axes, part in ((left, named[named["time"] <= FAST]), (slow, named[named["time"] > FAST])):
-        _named(axes, part)
-    if len(late := table[table["time"] > FAST]):
+    _named(left, near)
+    _named(slow, late)
+    if len(late):
         slow.set_xlim(0.85 * late["time"].min(), 1.1 * late["time"].max())
-    kinds = [kind for kind in style.KINDS if kind in set(longer["context_kind"])]
     for number, (length, part) in enumerate(longer.groupby("context_length")):
-        for kind in kinds:
-            mine = part[part["context_kind"] == kind]
+        for kind in style.kinds_of(part):
             marker, line = style.KINDS[kind][1:]
-            if len(mine):
-                style.curve(right, mine, number, "time", marker=marker, line=line, spread=0,
-                            label=f"{style.short(int(length))}, {kind.replace('_', ' ')}")
+            style.curve(right, style.select(part, context_kind=kind), number, "time", marker=marker,
+                        line=line, shift=0,
+                        label=f"{style.short(int(length))}, {kind.replace('_', ' ')}")
     right.set(ylim=(-0.03, 1.03), xlim=(0.9 * longer["time"].min(), 1.05), yticklabels=[],
               title="the paper's rule, longer contexts\n(right to left: rates 0, 0.5, 0.9)")
     for axes in (left, slow, right):
         axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
-    left.set_xlabel("time to first token / no pruning's")
-    right.set_xlabel("time to first token / no pruning's")
+    for axes in (left, right):
+        axes.set_xlabel("time to first token / no pruning's")
     figure.legend(*left.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower right", ncols=2)
     figure.suptitle(f"{model}: what accuracy costs in time (accuracy: n = "
-                    f"{longer['n_images'].max()} images)", fontsize=8)
+                    f"{longer['n_images'].max()} images)")
     return figure
 
 
 def _named(axes, table: pd.DataFrame) -> None:
-    """Names of operating points in a column at the right, each with a line to its point."""
+    """Names of the Pareto front, the paper's rule and no pruning, in a column at the right, each
+    with a line to its point; beyond FAST only their rates."""
     height = 0.88  # below the Pareto front
+    table = table[table["pareto_front"] | table["group"].isin(["the paper's rule", "no pruning"])]
     for line in table.sort_values("accuracy", ascending=False).itertuples():
         height = min(height, line.accuracy)
         name = "no pruning" if not line.rate else f"{line.strategy} {line.rate:g}"
@@ -138,9 +133,10 @@ def baselines(times: pd.DataFrame, committed: bool = False) -> Figure:
     `committed` as in `break_even`.
     """
     lengths = sorted(times["length"].unique())
-    figure, panels = plt.subplots(1, len(lengths), figsize=(WIDE, 2.4), sharey=True)
-    for axes, length in zip(np.atleast_1d(panels), lengths):
-        part = relative(times[times["length"] == length], "setting").set_index("setting")
+    figure, (panels,) = plt.subplots(1, len(lengths), figsize=(WIDE, 2.4), sharey=True,
+                                     squeeze=False)
+    for axes, length in zip(panels, lengths):
+        part = relative(style.select(times, length=length), "setting").set_index("setting")
         places = np.arange(len(part))[::-1]
         for number, (name, label) in enumerate((("ttft_s", "time to first token"),
                                                 ("tpot_s", "time per output token"))):
@@ -149,7 +145,7 @@ def baselines(times: pd.DataFrame, committed: bool = False) -> Figure:
         axes.axvline(1, color="0.4", linewidth=0.8)
         axes.set_yticks(places, part.index)
         axes.set(title=f"{length} context tokens", xlabel="relative to no pruning")
-    style.shared_legend(figure, np.atleast_1d(panels)[0])
+    style.shared_legend(figure, panels[0])
     figure.suptitle(f"Beside kvpress, rate {times['rate'].iloc[0]:g}, wide random model "
-                    f"({_where(times)}){COMMITTED if committed else ''}", fontsize=8)
+                    f"({_where(times)}){COMMITTED if committed else ''}")
     return figure

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from vdp_utils import stats
 from vdp_utils.figures import style
-from vdp_utils.figures.style import WIDE
+from vdp_utils.figures.style import KINDS, WIDE
 
 
 def decline(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
@@ -19,8 +19,10 @@ def decline(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
     lengths = sorted(summary["context_length"].unique())
     for axes, name in zip(panels, measures):
         chance = stats.CHANCE if name == "balanced accuracy" else None
-        for kind, part in summary[summary["measure"] == name].groupby("context_kind", sort=False):
-            style.kind_curve(axes, part, kind, chance)
+        for kind, part in style.select(summary, measure=name).groupby("context_kind", sort=False):
+            label, marker, line = KINDS[kind]
+            style.curve(axes, part, list(KINDS).index(kind), marker=marker, line=line, label=label,
+                        chance=chance)
         style.length_axis(axes, lengths, trained)
         axes.set_title(name)
         if chance:
@@ -30,8 +32,6 @@ def decline(summary: pd.DataFrame, trained: int | None, model: str) -> Figure:
             axes.axhline(0.5, color="0.6", linewidth=0.8, zorder=0)
             axes.set_ylim(0, 1)
     style.shared_legend(figure, panels[0])
-    figure.suptitle(f"{model}: presence questions after a text context "
-                    f"(n = {summary['n_images'].max()} images, 95 % intervals over images; "
-                    "hollow: at chance)",
-                    fontsize=8)
+    style.title(figure, f"{model}: presence questions after a text context", summary,
+                "95 % intervals over images; hollow: at chance")
     return figure

@@ -2,10 +2,9 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from vdp_utils.figures.style import WIDE, shared_legend
+from vdp_utils.figures.style import PALETTE, WIDE, shared_legend
 from vdp_utils.sources.pictures import Item
 from vdp_utils.sources.samples import Sample
 
@@ -31,8 +30,7 @@ def _label_box(item: Item, taken: list, size) -> tuple[float, float, float, floa
 def gallery(samples: list[Sample], columns: int = 4) -> Figure:
     """Pictures with the boxes and nouns of their objects."""
     lines = -(-len(samples) // columns)
-    figure, panels = plt.subplots(lines, columns, figsize=(WIDE, 1.85 * lines),
-                                  layout="constrained", squeeze=False)
+    figure, panels = plt.subplots(lines, columns, figsize=(WIDE, 1.85 * lines), squeeze=False)
     for axes in panels.flat:
         axes.axis("off")
     for axes, sample in zip(panels.flat, samples):
@@ -62,18 +60,16 @@ def training_curves(log: pd.DataFrame) -> Figure:
              "image_gap_2048": "presence, image, gap 2048",
              "text_gap_2048": "presence, text, gap 2048"}
     stages = list(log["stage"].unique())
-    figure, panels = plt.subplots(1, len(stages), figsize=(WIDE, 2.7), sharey=True,
-                                  layout="constrained", squeeze=False)
-    palette = dict(zip(shown, sns.color_palette("colorblind", len(shown))))
-    markers = dict(zip(shown, "osD^vPX*"))
-    for axes, stage in zip(panels[0], stages):
+    figure, (panels,) = plt.subplots(1, len(stages), figsize=(WIDE, 2.7), sharey=True,
+                                     squeeze=False)
+    looks = {metric: dict(label=label, color=colour, marker=marker, markersize=2.5)
+             for (metric, label), colour, marker in zip(shown.items(), PALETTE, "osD^vPX*")}
+    for axes, stage in zip(panels, stages):
         part = log[(log["stage"] == stage) & log["metric"].isin(shown)]
         for metric, curve in part.groupby("metric"):
-            axes.plot(curve["samples"] / 1000, curve["value"], label=shown[metric], markersize=2.5,
-                      color=palette[metric], marker=markers[metric])
-        axes.set_title(labels[stage])
-        axes.set_ylim(0, 1.02)
-    panels[0][0].set_ylabel("held-out accuracy")
-    panels[0][len(stages) // 2].set_xlabel("images trained on (thousands)")
-    shared_legend(figure, *panels[0], columns=3)
+            axes.plot(curve["samples"] / 1000, curve["value"], **looks[metric])
+        axes.set(title=labels[stage], ylim=(0, 1.02))
+    panels[0].set_ylabel("held-out accuracy")
+    panels[len(stages) // 2].set_xlabel("images trained on (thousands)")
+    shared_legend(figure, *panels, columns=3)
     return figure

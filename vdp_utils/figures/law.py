@@ -26,9 +26,8 @@ def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, use: pd.Da
     lengths = sorted(curves["context_length"].unique())
     for target, title in PANELS.items():
         for number, length in enumerate(lengths):
-            part = curves[(curves["context_length"] == length) & (curves["target"] == target)]
-            style.curve(axes[target], part.assign(rate=part["rate"] + 0.006 * (number - 2)), number,
-                        "rate", label=f"{length} tokens", spread=0)
+            style.curve(axes[target], style.select(curves, context_length=length, target=target),
+                        number, "rate", label=f"{length} tokens", shift=0.006 * (number - 2))
         axes[target].set(xlabel="pruning rate", title=title)
         axes[target].set_ylim(curves["low"].min() - 0.02, 1.02)
         axes[target].axhline(0.5, color="0.5", linewidth=0.8, zorder=0)
@@ -48,23 +47,19 @@ def law(curves: pd.DataFrame, best: pd.DataFrame, laws: pd.DataFrame, use: pd.Da
     axes["best"].set(ylabel="best pruning rate", ylim=(-0.03, 1.12),
                      title="where the mean's parabola is highest\n(hollow: the best measured rate)")
     _lengths(axes["use"], lengths)
-    accuracy = use[use["measure"] == "accuracy"]
     for number, choice in enumerate(CHOICES):
-        style.curve(axes["use"], accuracy[accuracy["choice"] == choice], number, label=choice)
+        style.curve(axes["use"], style.select(use, measure="accuracy", choice=choice), number,
+                    label=choice)
     axes["use"].set(ylabel="balanced accuracy, mean of both",
                     title="the paper's rule at rates chosen on\nhalf of the images, judged on the "
                     f"other {use['n_images'].max()}")
     for name in ("best", "use"):
         axes[name].legend(fontsize=6)
-    figure.suptitle(f"{model}: how much of a misleading context to prune "
-                    f"(n = {curves['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    style.title(figure, f"{model}: how much of a misleading context to prune", curves)
     return figure
 
 
 def _lengths(axes, lengths) -> None:
     """The axis of context lengths, those that laws are fitted to shaded: all but the longest."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(lengths, [style.short(length) for length in lengths])
-    axes.minorticks_off()
-    axes.set_xlabel("context length (tokens; shaded: the laws' fit)")
+    style.doubling(axes, lengths, "context length (tokens; shaded: the laws' fit)")
     axes.axvspan(lengths[0] / 1.2, lengths[-2] * 1.2, color="0.94", zorder=-1, linewidth=0)

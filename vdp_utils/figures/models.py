@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vdp_utils.figures import style
-from vdp_utils.figures.style import KINDS, MARKERS, PALETTE, WIDE
+from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
 
 SAW = {  # model -> how far from its question training saw what is asked about, in tokens
     "embedded-s-short": "text to 512, image to 512", "embedded-s": "text to 4096, image to 512",
@@ -52,7 +52,7 @@ def side_by_side(summary: pd.DataFrame) -> Figure:
     for axes, part in cells.values():
         for number, name in enumerate(names):
             label = f"{name}: {SAW[name]}" if name in SAW else name
-            style.curve(axes, part[part["model"] == name], number, label=label, spread=0.03)
+            style.curve(axes, style.select(part, model=name), number, label=label, spread=0.03)
         style.length_axis(axes, lengths, None)
         style.chance_line(axes, lengths)
         axes.set_xlabel("")
@@ -64,7 +64,7 @@ def side_by_side(summary: pd.DataFrame) -> Figure:
     style.shared_legend(figure, panels[0][0], columns=2)
     figure.suptitle("Presence questions after distance, text, or both "
                     f"(n = {summary['n_images'].max()} images, 95 % intervals)\nBelow: how many "
-                    "tokens off its question training saw the text, and the image", fontsize=8)
+                    "tokens off its question training saw the text, and the image")
     return figure
 
 
@@ -76,12 +76,9 @@ def depth_or_training(table: pd.DataFrame, longest: int) -> Figure:
     figure, panels, cells, bottom = _grid(table, 0.5 * len(names) + 1.8)
     for axes, part in cells.values():
         for number, run in enumerate(runs):
-            some = part[part["reference"] == run]
+            some = style.select(part, reference=run)
             places = some["model"].map(names.index) + 0.22 * (number - (len(runs) - 1) / 2)
-            axes.errorbar(some["effect"], places, linestyle="none", marker=MARKERS[number],
-                          xerr=((some["effect"] - some["low"]).clip(lower=0),
-                                (some["high"] - some["effect"]).clip(lower=0)),
-                          color=PALETTE[number], label=f"beside {run}", elinewidth=0.8, capsize=1.5)
+            style.points(axes, some, places, number, f"beside {run}", "effect")
         axes.axvline(0, color="0.5", linewidth=0.8)
     panels[0][0].set_yticks(range(len(names)), names)
     panels[0][0].set_ylim(len(names) - 0.4, -0.6)
@@ -90,34 +87,33 @@ def depth_or_training(table: pd.DataFrame, longest: int) -> Figure:
     for axes in bottom.values():
         axes.set_xlabel("loses more | less")
     style.shared_legend(figure, panels[0][0])
-    figure.suptitle(f"Loss of balanced accuracy from 0 to {longest}: another model's minus each "
-                    f"one's (n = {table['n_images'].max()} images, 95 % intervals)", fontsize=8)
+    style.title(figure, f"Loss of balanced accuracy from 0 to {longest}: another model's minus "
+                "each one's", table)
     return figure
 
 
 def pruning_gain(table: pd.DataFrame, rate: float) -> Figure:
     """F10: what pruning wins back on each model, of what the context costs."""
     names, lengths = _ordered(table["model"]), sorted(table["context_length"].unique())
-    kinds = [kind for kind in KINDS if kind in set(table["context_kind"])]
-    figure, panels = plt.subplots(1, len(kinds), figsize=(WIDE, 0.4 * len(names) + 1.5),
-                                  sharex=True, sharey=True, squeeze=False)
-    for axes, kind in zip(panels[0], kinds):
+    kinds = style.kinds_of(table)
+    figure, (panels,) = plt.subplots(1, len(kinds), figsize=(WIDE, 0.4 * len(names) + 1.5),
+                                     sharex=True, sharey=True, squeeze=False)
+    for axes, kind in zip(panels, kinds):
         for number, length in enumerate(lengths):
-            part = table[(table["context_kind"] == kind) & (table["context_length"] == length)]
+            part = style.select(table, context_kind=kind, context_length=length)
             places = part["model"].map(names.index) + 0.26 * (number - (len(lengths) - 1) / 2)
-            part = part.rename(columns=dict(effect="gain", low="gain_low", high="gain_high"))
-            style.gains(axes, part, places, number, f"gain, {length} context tokens")
+            style.points(axes, part, places, number, f"gain, {length} context tokens", "effect",
+                         capsize=0)
             aside = part["limit"] != ""
-            axes.plot(part["gain"][aside], places[aside], MARKERS[number], zorder=3,
+            axes.plot(part["effect"][aside], places[aside], MARKERS[number], zorder=3,
                       color=PALETTE[number], markerfacecolor="white")
             axes.plot(part["cost"], places, "|", color="0.3", markersize=8, zorder=1,
                       label="what the context costs" if number == 0 else None)
         axes.axvline(0, color="0.5", linewidth=0.8)
-        axes.set(title=f"{KINDS[kind][0].split(':')[0]} context",
-                 xlabel="balanced accuracy won back")
-    panels[0][0].set_yticks(range(len(names)), names)
-    panels[0][0].set_ylim(len(names) - 0.5, -0.5)
-    style.shared_legend(figure, panels[0][0])
-    figure.suptitle(f"Pruning at rate {rate}, positions closed up (n = {table['n_images'].max()} "
-                    "images, 95 % intervals; hollow: no significant cost)", fontsize=8)
+        axes.set(title=f"{style.brief(kind)} context", xlabel="balanced accuracy won back")
+    panels[0].set_yticks(range(len(names)), names)
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    style.shared_legend(figure, panels[0])
+    style.title(figure, f"Pruning at rate {rate}, positions closed up", table,
+                "95 % intervals; hollow: no significant cost")
     return figure

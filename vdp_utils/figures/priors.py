@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vdp_utils.figures import style
-from vdp_utils.figures.style import KINDS, WIDE
+from vdp_utils.figures.style import WIDE
 
 TAKEN = {"none": "image left out", "blank": "image blanked", "swapped": "image swapped"}
 
@@ -16,27 +16,25 @@ def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, m
 
     An image that was not measured after any context has no curves.
     """
-    kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
+    kinds = style.kinds_of(summary)
     figure, panels = plt.subplots(len(kinds), 4, figsize=(WIDE, 2.1 * len(kinds) + 0.6),
                                   sharex=True, squeeze=False)
     lengths = sorted(summary["context_length"].unique())
     taken = [image for image in TAKEN if f"KL, {image}" in set(summary["measure"])]
     for line, kind in zip(panels, kinds):
-        part = summary[summary["context_kind"] == kind]
+        part = style.select(summary, context_kind=kind)
         for number, (measure, label) in enumerate({
                 "agreement": "agreement with the answer without image",
-                "Cohen's kappa": "the same beyond chance (kappa)"}.items()):
-            style.curve(line[0], part[part["measure"] == measure], number + 3, label=label,
-                        spread=0)
+                "Cohen's kappa": "the same beyond chance (kappa)"}.items(), 3):
+            style.curve(line[0], style.select(part, measure=measure), number, label=label, shift=0)
         for image in taken:
             for axes, measure in ((line[1], "KL"), (line[2], "flip rate")):
-                style.curve(axes, part[part["measure"] == f"{measure}, {image}"],
+                style.curve(axes, style.select(part, measure=f"{measure}, {image}"),
                             list(TAKEN).index(image), label=TAKEN[image])
-        for number, (right, label) in enumerate({True: "answer without image is right",
-                                                 False: "answer without image is wrong"}.items()):
-            chosen = by_prior[(by_prior["context_kind"] == kind)
-                              & (by_prior["prior_right"] == right)]
-            style.curve(line[3], chosen, 5 + number, label=label, spread=0)
+        for number, right in enumerate((True, False), 5):
+            style.curve(line[3], style.select(by_prior, context_kind=kind, prior_right=right),
+                        number, shift=0,
+                        label=f"answer without image is {'right' if right else 'wrong'}")
         line[0].set_ylabel(f"context: {kind}")
         for axes in line if trained else ():
             axes.axvline(trained, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
@@ -50,7 +48,6 @@ def priors(summary: pd.DataFrame, by_prior: pd.DataFrame, trained: int | None, m
         style.length_axis(axes, lengths, trained, narrow=True)
         axes.set_xlabel("context (tokens)")
     style.shared_legend(figure, *panels[0], columns=3)
-    figure.suptitle(f"{model}: how far the answer moves when the image is taken away "
-                    f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
-                    fontsize=8)
+    style.title(figure, f"{model}: how far the answer moves when the image is taken away", summary,
+                "95 % intervals over images")
     return figure

@@ -6,11 +6,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from vdp_utils.figures import style
-from vdp_utils.figures.style import MARKERS, PALETTE, WIDE
+from vdp_utils.figures.style import MARKERS, PALETTE, TARGETS, WIDE
 
 GROUP_LOOKS = ("the paper's rule", "chance", "published method", "other rule", "control",
                "no pruning")  # in the palette's order
-TARGETS = {"image": "answer in the image", "text": "answer in the context"}
 
 
 def strategies(scores: pd.DataFrame, cells: pd.DataFrame, model: str) -> Figure:
@@ -26,10 +25,7 @@ def strategies(scores: pd.DataFrame, cells: pd.DataFrame, model: str) -> Figure:
                                          width_ratios=(1, 1.3), sharey=True)
     for number, group in enumerate(GROUP_LOOKS):
         mine = (scores["group"] == group).to_numpy()
-        part = scores[mine]
-        left.errorbar(part["value"], places[:len(scores)][mine], linestyle="none", label=group,
-                      xerr=(part["value"] - part["low"], part["high"] - part["value"]),
-                      marker=MARKERS[number], color=PALETTE[number], elinewidth=0.8)
+        style.points(left, scores[mine], places[:len(scores)][mine], number, group, capsize=0)
     plain = scores.loc[scores["strategy"] == "none", "value"].item()
     left.axvline(plain, color="0.4", linewidth=0.8, linestyle=":")
     left.set(xlabel="balanced accuracy", title="mean of both targets, all\nlengths and rates "
@@ -53,8 +49,7 @@ def strategies(scores: pd.DataFrame, cells: pd.DataFrame, model: str) -> Figure:
     right.set(xlabel="context tokens, pruning rate\n(last lines: rate of the image's tokens)")
     right.set_ylim(-0.6, len(values) - 0.4)
     style.shared_legend(figure, left, columns=6)
-    figure.suptitle(f"{model}, pruned at equal budget (n = {scores['n_images'].max()} images, "
-                    "95 % intervals)", fontsize=8)
+    style.title(figure, f"{model}, pruned at equal budget", scores)
     return figure
 
 
@@ -65,13 +60,13 @@ def two_targets(tables: list[pd.DataFrame], model: str) -> Figure:
     """
     wide, high = (max(table[name].max() for table in tables) - min(
         table[name].min() for table in tables) + 1e-9 for name in ("text", "image"))
-    figure, panels = plt.subplots(1, len(tables), figsize=(WIDE, 3.9), sharex=True, sharey=True,
-                                  squeeze=False)
-    for axes, table in zip(panels[0], tables):
+    figure, (panels,) = plt.subplots(1, len(tables), figsize=(WIDE, 3.9), sharex=True, sharey=True,
+                                     squeeze=False)
+    for axes, table in zip(panels, tables):
         front = table[table["pareto_front"]].sort_values("text")
         axes.plot("text", "image", data=front, color="0.4", linewidth=0.9, zorder=0, label="")
         for number, group in enumerate(GROUP_LOOKS):
-            part = table[table["group"] == group]
+            part = style.select(table, group=group)
             axes.plot(part["text"], part["image"], MARKERS[number], color=PALETTE[number],
                       markersize=4, label=group)
         axes.margins(0.14, 0.08)
@@ -80,10 +75,10 @@ def two_targets(tables: list[pd.DataFrame], model: str) -> Figure:
         axes.set(xlabel=f"balanced accuracy, {TARGETS['text']}",
                  title="scored at the default layer" if layer == "default" else
                  f"scored at layer {layer}")
-    panels[0][0].set_ylabel(f"balanced accuracy, {TARGETS['image']}")
-    style.shared_legend(figure, panels[0][0], columns=6)
+    panels[0].set_ylabel(f"balanced accuracy, {TARGETS['image']}")
+    style.shared_legend(figure, panels[0], columns=6)
     figure.suptitle(f"{model}, pruned at equal budget, lengths and rates pooled (n = "
-                    f"{tables[0]['n_images'].max()} images; line: the Pareto front)", fontsize=8)
+                    f"{tables[0]['n_images'].max()} images; line: the Pareto front)")
     return figure
 
 

@@ -17,8 +17,8 @@ KINDS = {  # context kind -> (label, marker, line): colour is never the only dif
     "prose": ("running prose", "D", ":"),
     "repeated": ("one sentence, repeated", "v", (0, (5, 1, 1, 1, 1, 1))),
 }
+TARGETS = {"image": "answer in the image", "text": "answer in the context"}
 PALETTE = sns.color_palette("colorblind")
-COLOURS = dict(zip(KINDS, PALETTE))
 MARKERS, LINES = "osD^vPX", ("-", "--", "-.", ":")
 matplotlib.style.use(STYLE)
 
@@ -33,25 +33,62 @@ def save(figure: Figure, folder: str | Path, name: str) -> Figure:
     return figure
 
 
-def curve(axes, part: pd.DataFrame, number: int = 0, x: str = "context_length", color=None,
-          marker=None, line=None, label=None, spread: float = 0.05, chance=None) -> None:
-    """A line of estimates with their intervals; `number` moves it aside, so that all stay readable.
+def select(table: pd.DataFrame, **values) -> pd.DataFrame:
+    """The lines of a table whose columns have these values."""
+    for column, value in values.items():
+        table = table[table[column] == value]
+    return table
 
-    `part` has the columns `x`, value, low and high. Points at `chance`, whose interval holds that
-    value, are hollow.
+
+def kinds_of(table: pd.DataFrame, column: str = "context_kind") -> list[str]:
+    """The context kinds in a table, in the order of KINDS."""
+    return [kind for kind in KINDS if kind in set(table[column])]
+
+
+def brief(kind: str) -> str:
+    """A context kind's label, up to its colon."""
+    return KINDS[kind][0].split(":")[0]
+
+
+def title(figure: Figure, text: str, table: pd.DataFrame, more: str = "95 % intervals") -> None:
+    """What a figure shows, and of how many images `table` is."""
+    figure.suptitle(f"{text} (n = {table['n_images'].max()} images, {more})")
+
+
+def curve(axes, part: pd.DataFrame, number: int = 0, x: str = "context_length", color=None,
+          marker=None, line=None, label=None, spread: float = 0.05, shift: float | None = None,
+          chance=None) -> None:
+    """A line of estimates with their intervals, in the look of a number.
+
+    `part` has the columns `x`, value, low and high. That all stay readable, each is moved aside:
+    by `shift`, or else in proportion to x, by `spread` a number. Points at `chance`, whose
+    interval holds that value, are hollow.
     """
     part = part.sort_values(x)
-    places, marker = part[x] * (1 + spread * (number - 1)), marker or MARKERS[number]
-    drawn = axes.errorbar(places, part["value"],
-                          [(part["value"] - part["low"]).clip(lower=0),
-                           (part["high"] - part["value"]).clip(lower=0)],
-                          label=label, color=PALETTE[number] if color is None else color,
+    places = part[x] * (1 + spread * (number - 1)) if shift is None else part[x] + shift
+    marker = marker or MARKERS[number]
+    drawn = axes.errorbar(places, part["value"], _interval(part, "value"), label=label,
+                          color=PALETTE[number] if color is None else color,
                           marker=marker, linestyle=line or LINES[number % len(LINES)],
                           elinewidth=0.8, capsize=1.5)
     if chance is not None:
         at_chance = (part["low"] <= chance) & (chance <= part["high"])
         axes.plot(places[at_chance], part["value"][at_chance], marker, markerfacecolor="white",
                   color=drawn.lines[0].get_color(), zorder=3)
+
+
+def points(axes, part: pd.DataFrame, places, number: int, label: str | None = None,
+           value: str = "value", capsize: float = 1.5) -> None:
+    """Estimates with their intervals lying at the heights `places`, in the look of a number.
+
+    `part` has the columns `value`, low and high.
+    """
+    axes.errorbar(part[value], places, xerr=_interval(part, value), linestyle="none", label=label,
+                  marker=MARKERS[number], color=PALETTE[number], elinewidth=0.8, capsize=capsize)
+
+
+def _interval(part: pd.DataFrame, value: str) -> list[pd.Series]:
+    return [(part[value] - part["low"]).clip(lower=0), (part["high"] - part[value]).clip(lower=0)]
 
 
 def look(axes, picture, weights) -> float:
@@ -67,30 +104,21 @@ def look(axes, picture, weights) -> float:
     return grid.sum()
 
 
-def gains(axes, part: pd.DataFrame, places, number: int, label: str) -> None:
-    """Estimates with their intervals lying at the heights `places`, in the look of a number.
-
-    `part` has the columns gain, gain_low and gain_high.
-    """
-    axes.errorbar(part["gain"], places, linestyle="none", marker=MARKERS[number],
-                  xerr=(part["gain"] - part["gain_low"], part["gain_high"] - part["gain"]),
-                  color=PALETTE[number], label=label, elinewidth=0.8)
-
-
-def kind_curve(axes, part: pd.DataFrame, kind: str, chance=None) -> None:
-    """`curve` in the look of a context kind."""
-    label, marker, line = KINDS[kind]
-    curve(axes, part, list(KINDS).index(kind), color=COLOURS[kind], marker=marker, line=line,
-          label=label, chance=chance)
-
-
 def short(length: int) -> str:
     """A number of tokens as an axis says it: 2048 is 2k."""
     return f"{length // 1024}k" if length and length % 1024 == 0 else str(length)
 
 
+def doubling(axes, lengths, label: str = "context length (tokens)") -> None:
+    """Context lengths, doubling from left to right."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(lengths, [short(n) for n in lengths])
+    axes.minorticks_off()
+    axes.set_xlabel(label)
+
+
 def length_axis(axes, lengths, trained: int | None, narrow: bool = False) -> None:
-    """Context lengths, doubling from left to right, and the longest one seen in training."""
+    """As `doubling`, but from 0, with the longest context length seen in training."""
     axes.set_xscale("symlog", base=2, linthresh=64, linscale=0.6)
     labels = [short(n) for n in lengths]
     if narrow and len(lengths) > 5:  # every second one, from the longest down
@@ -117,14 +145,6 @@ def chance_line(axes, lengths) -> None:
     axes.set_ylim(min(0.4, axes.get_ylim()[0]), 1.01)
     axes.annotate("chance", (min(lengths), 0.5), xytext=(2, 2), fontsize=6, color="0.4",
                   textcoords="offset points")
-
-
-def left_out(axes, lengths) -> None:
-    """Hatch the context lengths whose cells do not count."""
-    for number, length in enumerate(lengths):
-        axes.axvspan(length / 2**0.5, length * 2**0.5, facecolor="0.93", edgecolor="0.75",
-                     hatch="////", linewidth=0, zorder=-1,
-                     label=None if number else "does not count: floor or ceiling")
 
 
 def shared_legend(figure: Figure, *panels, columns: int | None = None) -> None:

@@ -7,12 +7,8 @@ from matplotlib.figure import Figure
 from vdp_utils.figures import style
 from vdp_utils.figures.style import KINDS, WIDE
 
-VERSIONS = {  # image -> (label, marker, line)
-    "own": ("image", "o", "-"),
-    "text": ("text description, before the context", "s", "--"),
-    "text_middle": ("in its middle", "D", "-."),
-    "text_last": ("after it", "^", ":"),
-}
+VERSIONS = {"own": "image", "text": "text description, before the context",
+            "text_middle": "in its middle", "text_last": "after it"}
 
 
 def text_control(summary: pd.DataFrame, places: pd.DataFrame, cells: pd.DataFrame,
@@ -22,20 +18,20 @@ def text_control(summary: pd.DataFrame, places: pd.DataFrame, cells: pd.DataFram
     Of `cells`, those that do not count are hatched. The last panel is that of `places`; without
     any, there is none.
     """
-    kinds = [kind for kind in KINDS if kind in set(summary["context_kind"])]
-    figure, panels = plt.subplots(1, len(kinds) + (not places.empty), figsize=(WIDE, 2.7),
-                                  sharey=True, squeeze=False)
-    panels = panels[0]
+    kinds = style.kinds_of(summary)
+    figure, (panels,) = plt.subplots(1, len(kinds) + (not places.empty), figsize=(WIDE, 2.7),
+                                     sharey=True, squeeze=False)
     lengths = sorted(summary["context_length"].unique())
     for axes, kind in zip(panels, kinds):
-        for image, part in summary[summary["context_kind"] == kind].groupby("image", sort=True):
-            _curve(axes, part, image)
+        _curves(axes, style.select(summary, context_kind=kind))
         limited = cells[(cells["context_kind"] == kind) & (cells["limit"] != "")]
-        style.left_out(axes, limited["context_length"])
+        for number, length in enumerate(limited["context_length"]):
+            axes.axvspan(length / 2**0.5, length * 2**0.5, facecolor="0.93", edgecolor="0.75",
+                         hatch="////", linewidth=0, zorder=-1,
+                         label=None if number else "does not count: floor or ceiling")
         axes.set_title(KINDS[kind][0])
     if not places.empty:
-        for image, part in places.groupby("image", sort=True):
-            _curve(panels[-1], part, image)
+        _curves(panels[-1], places)
         panels[-1].set_title("where the description stands")
     for axes in panels:
         style.length_axis(axes, lengths, trained)
@@ -43,12 +39,11 @@ def text_control(summary: pd.DataFrame, places: pd.DataFrame, cells: pd.DataFram
     panels[0].set_ylabel("balanced accuracy")
     style.trained_note(panels[0], trained)
     style.shared_legend(figure, *panels, columns=3)
-    figure.suptitle(f"{model}: the same questions about the same scenes "
-                    f"(n = {summary['n_images'].max()} images, 95 % intervals over images)",
-                    fontsize=8)
+    style.title(figure, f"{model}: the same questions about the same scenes", summary,
+                "95 % intervals over images")
     return figure
 
 
-def _curve(axes, part: pd.DataFrame, image: str) -> None:
-    label, marker, line = VERSIONS[image]
-    style.curve(axes, part, list(VERSIONS).index(image), marker=marker, line=line, label=label)
+def _curves(axes, table: pd.DataFrame) -> None:
+    for image, part in table.groupby("image"):
+        style.curve(axes, part, list(VERSIONS).index(image), label=VERSIONS[image])
