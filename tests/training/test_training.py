@@ -151,9 +151,9 @@ def test_training_and_measurement_give_the_model_the_same_prompts(base, monkeypa
     asked, contexts = [], []
     real_asking, real_context = prompts.asking, prompts.context
 
-    def note_asking(lvlm, question, with_image=True):
+    def note_asking(lvlm, question, image="own", lead=None):
         asked.append(question)
-        return real_asking(lvlm, question, with_image)
+        return real_asking(lvlm, question, image, lead)
 
     def note_context(tokenizer, kind, sample, length, seed=0):
         contexts.append((sample, kind, length, seed))

@@ -14,7 +14,7 @@ from vdp_utils.lvlm.load import LVLM, base_gguf, file_hash
 from vdp_utils.sources import dialogues, scenes
 from vdp_utils.training.loop import DEVICE, Run, autocast, trainable
 from vdp_utils.training.packing import MAX_CONTEXT, Packed, PackedDialogues
-from vdp_utils.training.tower import BACKGROUND, GRID, LabelledScenes, object_accuracy
+from vdp_utils.training.tower import BACKGROUND, BATCH, GRID, LabelledScenes, object_accuracy
 
 RANK = 64
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -50,14 +50,16 @@ def place_embeddings(lvlm: LVLM) -> torch.Tensor:
     return 0.5 * (rows + columns).flatten(0, 1).to(DEVICE)
 
 
-def image_features(model, pixels: torch.Tensor) -> torch.Tensor:
-    """Projected patches, (B, patches, hidden)."""
+def image_features(model, pixels: torch.Tensor | None) -> torch.Tensor | None:
+    """Projected patches, (B, patches, hidden); None without pixels."""
+    if pixels is None:
+        return None
     outputs = model.get_image_features(pixels.to(DEVICE), vision_feature_layer=-1,
                                        vision_feature_select_strategy="default")
     return torch.stack(list(outputs.pooler_output))
 
 
-def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM, batch: int = 64) -> None:
+def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM) -> None:
     """A patch's feature learns to be its noun's and its place's embedding; no decoder pass."""
     model, targets, places = lvlm.model, noun_embeddings(lvlm), place_embeddings(lvlm)
     tower = model.model.vision_tower
@@ -82,13 +84,13 @@ def train_projector(folder: Path, minutes: float, log: Path, lvlm: LVLM, batch: 
         return {"object_patch_accuracy": object_accuracy(cosine.argmax(-1).cpu(), truth),
                 "place_accuracy": right.float().mean().item()}
 
-    batches = DataLoader(LabelledScenes("train", 10**6 + run.samples), batch, num_workers=1)
+    batches = DataLoader(LabelledScenes("train", 10**6 + run.samples), BATCH, num_workers=1)
     for pixels, labels in run.steps(batches, evaluate):
         labels = labels.to(DEVICE)
         features, cosine = similarity(pixels)
         distance = F.mse_loss(features, targets[labels]) / targets.var()
         nouns = F.cross_entropy(20 * cosine.flatten(0, 1), labels.flatten())
-        run.learn(nouns + 4 * distance, batch)
+        run.learn(nouns + 4 * distance, BATCH)
 
 
 def answers(lvlm: LVLM, packed: Packed, features: torch.Tensor | None):
@@ -115,16 +117,16 @@ def answer_loss(lvlm: LVLM, packed: Packed, features: torch.Tensor | None) -> to
 
 @torch.no_grad()
 def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], oracle=None) -> dict[str, float]:
-    """Accuracy by setting and question kind: an answer is right when all its tokens are."""
+    """Accuracy by setting and question kind: an answer is right when all its tokens are.
+
+    `oracle` gives the features of patch labels, instead of the model's own of the pixels.
+    """
     values = {}
     for setting, several in batches.items():
         right: dict[str, list[float]] = {}
         for packed in several:
-            features = None
-            if packed.pixels is not None:
-                pixels = torch.zeros_like(packed.pixels) if setting == "blank" else packed.pixels
-                features = (oracle(packed.labels) if oracle
-                            else image_features(lvlm.model, pixels))
+            pixels = torch.zeros_like(packed.pixels) if setting == "blank" else packed.pixels
+            features = oracle(packed.labels) if oracle else image_features(lvlm.model, pixels)
             with autocast():
                 logits, truth = answers(lvlm, packed, features)
             hit = torch.zeros(packed.ids.shape, dtype=torch.bool)
@@ -155,7 +157,10 @@ def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM
              "projector": model.model.multi_modal_projector}
     run = Run(folder, name, minutes, {key: parts[key] for key in rates}, rates, log)
     nouns, places = noun_embeddings(lvlm), place_embeddings(lvlm)
-    truth_features = (lambda labels: nouns[labels.to(DEVICE)] + places) if oracle else None
+
+    def truth_features(labels):
+        return None if labels is None else nouns[labels.to(DEVICE)] + places
+
     held_out = {"image": dict(image=True, context=0), "text": dict(image=False, context=0)}
     if not questions:
         held_out |= {"context": dict(image=True, context=512), "blank": dict(image=True, context=0)}
@@ -164,13 +169,12 @@ def train_answers(folder: Path, name: str, minutes: float, log: Path, lvlm: LVLM
     plain = dict(image=True, context=0, questions=questions) if questions else {}
     data = PackedDialogues(lvlm, "train", run.step + (0 if oracle else 10**6), batch, **plain)
     batches = DataLoader(data, batch_size=None, num_workers=1)
-    for packed in run.steps(batches, lambda: evaluate(lvlm, validation, truth_features), warmup=40):
+    given = truth_features if oracle else None
+    for packed in run.steps(batches, lambda: evaluate(lvlm, validation, given), warmup=40):
         with autocast():
-            features = None
-            if packed.pixels is not None:
-                with torch.set_grad_enabled("tower" in rates):
-                    features = (truth_features(packed.labels) if oracle
-                                else image_features(model, packed.pixels))
+            with torch.set_grad_enabled("tower" in rates):
+                features = (truth_features(packed.labels) if oracle
+                            else image_features(model, packed.pixels))
             loss = answer_loss(lvlm, packed, features)
         run.learn(loss, batch)
 

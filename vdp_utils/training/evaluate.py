@@ -43,12 +43,14 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
     """
     lines = []
 
+    def add(skill, setting, measure, estimate):
+        lines.append(dict(skill=skill, setting=setting, measure=measure, **vars(estimate)))
+
     def presence(setting, split="evaluation", kind="same_image", length=0, image="own", **options):
         samples = enough(presence_samples(split, questions, **options), questions)
         rows = measure(lvlm, samples, [condition(lvlm, kind, length, image)], store,
                        "presence_" + setting.replace(" ", "_").replace(",", ""))
-        lines.append(dict(skill="presence", setting=setting, measure="balanced accuracy",
-                          **vars(stats.balanced_accuracy(rows))))
+        add("presence", setting, "balanced accuracy", stats.balanced_accuracy(rows))
 
     presence("image")
     presence("image blanked", image="blank")
@@ -65,20 +67,18 @@ def held_out(lvlm: LVLM, questions: int, store: ResultStore) -> pd.DataFrame:
                         ("counting", "own")):
         samples = enough(question_samples("evaluation", questions, kind), questions)
         rows = measure(lvlm, samples, [condition(lvlm, "same_image", 0, image)], store, kind)
-        lines.append(dict(skill=kind, setting="image" if image == "own" else "image blanked",
-                          measure="accuracy", **vars(stats.mean_estimate(rows, "correct"))))
+        add(kind, "image" if image == "own" else "image blanked", "accuracy",
+            stats.mean_estimate(rows, "correct"))
     samples = enough(presence_samples("evaluation", questions), questions)
     for setting in ("image", "text description"):
-        rows = presence_by_gap(lvlm, samples, setting == "image")
-        lines += [dict(skill="presence", setting=f"{setting}, gap {gap}",
-                       measure="balanced accuracy", **vars(stats.balanced_accuracy(of_gap)))
-                  for gap, of_gap in rows.groupby("gap")]
+        for gap, rows in presence_by_gap(lvlm, samples, setting == "image").groupby("gap"):
+            add("presence", f"{setting}, gap {gap}", "balanced accuracy",
+                stats.balanced_accuracy(rows))
     for which, rows in presence_of_several(lvlm, "evaluation", questions).groupby("which"):
-        lines.append(dict(skill="presence", setting=f"the {which} of two or three images",
-                          measure="balanced accuracy", **vars(stats.balanced_accuracy(rows))))
+        add("presence", f"the {which} of two or three images", "balanced accuracy",
+            stats.balanced_accuracy(rows))
     names = question_samples("evaluation", questions, "naming")
-    lines.append(dict(skill="naming", setting="image", measure="F1",
-                      **vars(naming_f1(lvlm, names))))
+    add("naming", "image", "F1", naming_f1(lvlm, names))
     return pd.DataFrame(lines).round(4)
 
 

@@ -23,8 +23,8 @@ from vdp_utils.sources.mmdu import MARK
 from vdp_utils.sources.samples import Sample, one_pair, presence_samples
 from vdp_utils.training.dialogue import answer_loss, answers, evaluate, image_features
 from vdp_utils.training.loop import Run, autocast
-from vdp_utils.training.packing import (CONTEXT_RATE, DESCRIPTION_RATE, MAX_CONTEXT, QUESTIONS,
-                                        WEIGHTS, Batches, Packed, pack)
+from vdp_utils.training.packing import (CONTEXT_RATE, MAX_CONTEXT, QUESTIONS, WEIGHTS, Batches,
+                                        Packed, pack)
 from vdp_utils.training.tower import GRID, pixels
 
 REACH = 4_400  # positions: 4,096 tokens of context, the text description and a question
@@ -117,23 +117,21 @@ class Further(Batches):
         placing = np.random.default_rng((stream, self.seed, number, 13))
         kind = self.drawn_kind(rng)
         kind = self.kind or kind
+        several, pictured = kind == "several", kind in ("several", "image")
+        reach = self.instrument.images if pictured else self.instrument.text
         length = self.length(kind, rng)
         index = 10**9 * (1 + self.seed) + 100 * number  # far from the earlier stages' scenes
         shown, rows, skips = [], [], []
         for _ in range({"long": LONG_BATCH, "several": SEVERAL_BATCH}.get(kind, BATCH)):
-            count = int(rng.integers(2, MOST + 1)) if kind == "several" else 1
+            count = int(rng.integers(2, MOST + 1)) if several else 1
             row = [scenes.compose(self.split, index + n) for n in range(count)]
             index += count
-            ids, start, end, asked = (self.several(row, rng) if kind == "several"
+            ids, start, end, asked = (self.several(row, rng) if several
                                       else self.single(row[0], rng, kind, length))
-            if kind in ("image", "several"):
-                shown += [pixels(scenes.render(scene)) for scene in row]
-                reach = self.instrument.images
-            else:
-                reach = self.instrument.text
+            shown += [pixels(scenes.render(scene)) for scene in row] if pictured else []
             rows.append((ids, asked))
-            skips.append(skip(placing, ids, start, end, len(asked), self.lvlm.image_token_id)
-                         if reach > MAX_CONTEXT else (np.arange(len(ids)), [0] * len(asked)))
+            if reach > MAX_CONTEXT:
+                skips.append(skip(placing, ids, start, end, len(asked), self.lvlm.image_token_id))
         return pack(rows, self.lvlm.tokenizer.pad_token_id, skips, WORTH,
                     pixels=torch.stack(shown) if shown else None, labels=None)
 
@@ -149,11 +147,7 @@ class Further(Batches):
     def single(self, scene: scenes.Scene, rng, kind: str, length: int):
         """A row about one scene: prefix, its tokens that describe or show the scene, questions."""
         tokenizer, image = self.lvlm.tokenizer, kind == "image"
-        wanted = [k for k, n in (QUESTIONS if image else TEXT_QUESTIONS).items()
-                  for _ in range(n)]
-        if rng.random() < DESCRIPTION_RATE:
-            wanted.append("description")
-        asked = [q for q in (dialogues.ask(scene, k, rng) for k in wanted) if q]
+        asked = self.asked(scene, QUESTIONS if image else TEXT_QUESTIONS, rng)
         own = rng.random() < 0.5
         # a dialogue about this scene may speak of half the asked nouns, as dialogues do
         quiet = tuple(q for q in asked if q.kind == "presence" and rng.random() < 0.5)
@@ -173,7 +167,7 @@ class Further(Batches):
             ids = np.concatenate([opening, text[:at], described, text[at:]])
             span = (start + at, start + at + len(described))
         leads = (LEAD_ELSEWHERE, LEAD_ELSEWHERE if at else LEAD_AT_START)
-        return ids, *span, [self.question(q, leads[rng.integers(2)], image) for q in asked]
+        return ids, *span, [self.question(q, image, leads[rng.integers(2)]) for q in asked]
 
     def several(self, pictures: list[scenes.Scene], rng):
         """A row of pictures, each followed by turns about it, and questions that name theirs.
@@ -192,9 +186,11 @@ class Further(Batches):
         text = (self.in_one_turn if rng.random() < 0.5 else self.in_chat_turns)(turns)
         ids = np.array(self.tokens(text))
         first_end = int((ids == self.lvlm.image_token_id).argmax()) + GRID**2
-        return ids, 0, first_end, [
-            self.question(q, self.which(n, len(pictures), rng), True)
-            for n, questions in enumerate(asked) for q in questions]
+        questions = []
+        for n, own in enumerate(asked):
+            leads = dialogues.image_leads(n, len(pictures))
+            questions += [self.question(q, True, leads[rng.integers(len(leads))]) for q in own]
+        return ids, 0, first_end, questions
 
     def ask(self, scene, kind: str, pictures, rng) -> dialogues.Question | None:
         """A question about one of several pictures."""
@@ -204,17 +200,6 @@ class Further(Batches):
         if kind == "presence" and question and question.answer == "No" and elsewhere:
             return dialogues.presence(scene, elsewhere[rng.integers(len(elsewhere))], rng)
         return question
-
-    def which(self, n: int, count: int, rng) -> str:
-        """A question's lead that names picture `n` of `count`."""
-        leads = dialogues.image_leads(n, count)
-        return leads[rng.integers(len(leads))]
-
-    def question(self, question: dialogues.Question, lead: str, image: bool):
-        """Question ids, answer ids with their end, and kind, as `pack` takes them."""
-        answer = self.lvlm.tokenizer(question.answer, add_special_tokens=False).input_ids
-        return (prompts.asking(self.lvlm, question, "own" if image else "text", lead).input_ids,
-                answer + [self.lvlm.tokenizer.eos_token_id], question.kind)
 
     def in_one_turn(self, turns) -> str:
         """Pictures and dialogues as one user turn: every picture stands where its dialogue does."""
@@ -239,8 +224,7 @@ def presence_hits(lvlm: LVLM, packed: Packed) -> pd.DataFrame:
     The likelier of Yes and No, by their first tokens, is what the model says. `gap`: how many
     positions lie free before the question.
     """
-    features = None if packed.pixels is None else image_features(lvlm.model, packed.pixels)
-    logits, truth = answers(lvlm, packed, features)
+    logits, truth = answers(lvlm, packed, image_features(lvlm.model, packed.pixels))
     yes, no = (prompts.option_ids(lvlm, option)[0] for option in ("Yes", "No"))
     presence = dialogues.QUESTION_KINDS.index("presence")
     lines, seen = [], set()
@@ -331,7 +315,6 @@ def train_further(folder: Path, instrument: Instrument, steps: int, log: Path, l
                             warmup=40):
         with autocast():
             with torch.no_grad():
-                features = (None if packed.pixels is None
-                            else image_features(lvlm.model, packed.pixels))
+                features = image_features(lvlm.model, packed.pixels)
             loss = answer_loss(lvlm, packed, features)
         run.learn(loss, len(packed.ids))

@@ -1,5 +1,6 @@
 """Packed dialogues: many questions after one image, each seeing the image and itself only."""
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,10 +74,7 @@ class Batches(IterableDataset):
     """Endless batches from number `start`, each by `make(number)`, for `lvlm`."""
 
     def __iter__(self):
-        number = self.start
-        while True:
-            yield self.make(number)
-            number += 1
+        return map(self.make, itertools.count(self.start))
 
     def tokens(self, text: str) -> list[int]:
         return self.lvlm.tokenizer(text.replace("<image>", "<image>" * GRID**2),
@@ -84,6 +82,19 @@ class Batches(IterableDataset):
 
     def opening(self, image: bool) -> np.ndarray:
         return np.array(self.tokens(prompts.frame(self.lvlm.processor, image)[0]))
+
+    def asked(self, scene: scenes.Scene, numbers: dict[str, int], rng) -> list[dialogues.Question]:
+        """Questions about a scene, so many of each kind, and now and then a description's."""
+        kinds = [kind for kind, n in numbers.items() for _ in range(n)]
+        if rng.random() < DESCRIPTION_RATE:
+            kinds.append("description")
+        return [question for kind in kinds if (question := dialogues.ask(scene, kind, rng))]
+
+    def question(self, question: dialogues.Question, image: bool, lead: str | None = None):
+        """Question ids, answer ids with their end, and kind, as `pack` takes them."""
+        answer = self.lvlm.tokenizer(question.answer, add_special_tokens=False).input_ids
+        return (prompts.asking(self.lvlm, question, "own" if image else "text", lead).input_ids,
+                answer + [self.lvlm.tokenizer.eos_token_id], question.kind)
 
 
 class PackedDialogues(Batches):
@@ -113,26 +124,17 @@ class PackedDialogues(Batches):
 
     def row(self, scene: scenes.Scene, rng, image: bool, context: int):
         tokenizer = self.lvlm.tokenizer
-        kinds = [kind for kind, n in self.questions.items() for _ in range(n)]
-        if rng.random() < DESCRIPTION_RATE:
-            kinds.append("description")
-        asked = [dialogues.ask(scene, kind, rng) for kind in kinds
-                 if image or kind not in ("relation", "naming")]  # text tells no places or sizes
-        asked = [question for question in asked if question]
+        unknown = () if image else ("relation", "naming")  # text tells no places or sizes
+        asked = self.asked(scene, {kind: n for kind, n in self.questions.items()
+                                   if kind not in unknown}, rng)
+        quiet, kind = (), "other_images"
         if image:
-            start = self.opening(True)
             # a dialogue about this scene may speak of half the asked nouns, as dialogues do
-            quiet = [q for q in asked if q.kind == "presence" and rng.random() < 0.5]
+            quiet = tuple(q for q in asked if q.kind == "presence" and rng.random() < 0.5)
             kind = ("same_image", "other_images")[rng.integers(2)]
-            sample = Sample(scene, tuple(quiet) if kind == "same_image" else ())
-        else:
-            start, kind, sample = self.opening(False), "other_images", Sample(scene, ())
+        sample = Sample(scene, quiet if kind == "same_image" else ())
         seed = int(rng.integers(2**31))
-        text = prompts.context(tokenizer, kind, sample, context, seed)
+        parts = [self.opening(image), prompts.context(tokenizer, kind, sample, context, seed)]
         if not image:
-            text = np.concatenate([prompts.text_description(tokenizer, sample, seed), text])
-        answers = [tokenizer(q.answer, add_special_tokens=False).input_ids
-                   + [tokenizer.eos_token_id] for q in asked]
-        return np.concatenate([start, text]), [
-            (prompts.asking(self.lvlm, q, "own" if image else "text").input_ids, x, q.kind)
-            for q, x in zip(asked, answers)]
+            parts.insert(1, prompts.text_description(tokenizer, sample, seed))
+        return np.concatenate(parts), [self.question(q, image) for q in asked]

@@ -1,5 +1,6 @@
 """Stage 1: the vision tower learns which noun each patch shows."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from vdp_utils.training.loop import DEVICE, Run, autocast
 
 GRID = scenes.SIZE // PATCH
 BACKGROUND = len(scenes.NOUNS)  # class of a patch that shows no object
+BATCH = 64  # scenes
 MIN_PIXELS = 24  # opaque pixels under which a patch (256 pixels) counts as background
 
 
@@ -45,10 +47,8 @@ class LabelledScenes(IterableDataset):
         self.split, self.start = split, start
 
     def __iter__(self):
-        index = self.start
-        while True:
+        for index in itertools.count(self.start):
             yield labelled(self.split, index)[1:]
-            index += 1
 
 
 def object_accuracy(found: torch.Tensor, truth: torch.Tensor) -> float:
@@ -56,7 +56,7 @@ def object_accuracy(found: torch.Tensor, truth: torch.Tensor) -> float:
     return (found == truth)[truth != BACKGROUND].float().mean().item()
 
 
-def train_tower(folder: Path, minutes: float, log: Path, tower, batch: int = 64) -> None:
+def train_tower(folder: Path, minutes: float, log: Path, tower) -> None:
     """Dense noun labels, cross-entropy; `tower` is changed in place."""
     width = tower.config.hidden_size
     head = torch.nn.Sequential(torch.nn.LayerNorm(width), torch.nn.Linear(width, BACKGROUND + 1))
@@ -74,7 +74,7 @@ def train_tower(folder: Path, minutes: float, log: Path, tower, batch: int = 64)
     def evaluate():
         return {"object_patch_accuracy": object_accuracy(logits(images).argmax(-1).cpu(), truth)}
 
-    batches = DataLoader(LabelledScenes("train", run.samples), batch, num_workers=1)
+    batches = DataLoader(LabelledScenes("train", run.samples), BATCH, num_workers=1)
     for pixel_values, labels in run.steps(batches, evaluate):
         run.learn(F.cross_entropy(logits(pixel_values).flatten(0, 1),
-                                  labels.to(DEVICE).flatten()), batch)
+                                  labels.to(DEVICE).flatten()), BATCH)
