@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from vdp_utils import paths, stats
 from vdp_utils.commands import figures
 from vdp_utils.errors import VDPError
-from vdp_utils.findings import OTHER_AND_MISLEADING, PRESENCE
+from vdp_utils.findings import OTHER_AND_MISLEADING, PRESENCE, distance
 from vdp_utils.sources.samples import presence_samples
 
 LENGTHS = (0, 512, 2048)  # those whose curves F4 draws
@@ -65,6 +65,12 @@ def test_missing_rows_of_a_model_are_named(tmp_path, images, changed, lacking):
             with pytest.raises(VDPError, match=f"no rows of {PRESENCE}{which} for embedded-m in .*"
                                "make study PROFILE=full MODEL=embedded-m"):
                 next(part(other))
+
+
+def test_d1_wants_swapped_images_which_f10_s_rows_lack(tmp_path):
+    other = as_other(tmp_path, ("own", "text"), (distance.ROWS,))
+    with pytest.raises(VDPError, match=f"{distance.ROWS} with the images swapped for embedded-m"):
+        next(figures.d1(other))
 
 
 def test_models_are_drawn_beside_the_default_one(tmp_path, monkeypatch):
