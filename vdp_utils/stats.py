@@ -489,26 +489,16 @@ class Verdict:
         return max(estimate.n_images for estimate in self.estimates.values())
 
     def __str__(self) -> str:
-        return (f"{self.verdict} (n = {self.n} images): {self.effect}: "
-                + "; ".join(f"{name} {one}" for name, one in self.estimates.items()))
+        return f"{self.verdict} (n = {self.n} images): {self.effect}: {self._estimates()}"
+
+    def _estimates(self) -> str:
+        return "; ".join(f"{name} {one}" for name, one in self.estimates.items())
 
     def to_row(self) -> dict[str, str]:
-        """Return the verdict as texts by column, for `verdict_table` and for JSON."""
+        """Return the verdict as texts by column, for JSON."""
         return {"finding": self.finding, "claim": self.claim, "verdict": self.verdict,
-                "effect": self.effect,
-                "estimate [95 %]": "; ".join(f"{name} {one}"
-                                             for name, one in self.estimates.items()),
+                "effect": self.effect, "estimate [95 %]": self._estimates(),
                 "images": str(self.n), "rule": self.rule}
-
-
-def verdict_table(rows: Iterable[Mapping[str, str]]) -> str:
-    """Return verdict rows (`Verdict.to_row`) as a Markdown table."""
-    rows = list(rows)
-    if not rows:
-        raise VDPError("there are no verdicts to tabulate: run the notebooks first")
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]
-    cells = ([cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
 
 
 def _check(rows: pd.DataFrame, *columns: str) -> None:
