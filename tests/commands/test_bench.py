@@ -96,7 +96,7 @@ def test_layers_alone_leave_the_model_as_it_was(model):
     inputs, _ = timing.prompt(model, 20)
     with torch.no_grad():
         before = model(**inputs).logits
-        with bench.Layers(model, slice(1)):
+        with bench.only_layers(model, slice(1)):
             short = model(**inputs).logits
         after = model(**inputs).logits
     assert not torch.equal(before, short) and torch.equal(before, after)

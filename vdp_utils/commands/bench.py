@@ -9,7 +9,7 @@ measured again. README.md beside the tables shows them all.
 
 import math
 import os
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ from vdp_utils.attention.modes import MODES
 from vdp_utils.attention.pruner import ContextPruner, default_layer
 from vdp_utils.attention.recording import decoder_of, record
 from vdp_utils.errors import VDPError
-from vdp_utils.figures.bench import relative
+from vdp_utils.figures.bench import RATE, relative
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM, load_lvlm
 from vdp_utils.measuring.measure import condition, measure_sample
@@ -51,8 +51,8 @@ def recording_table(model, length: int, repeats: int) -> pd.DataFrame:
     inputs, kinds = prompt(model, length)
     config = decoder_of(model).config
 
-    def run(recorder=None, **options):
-        with recorder() if recorder else nullcontext():
+    def run(recorder=nullcontext, **options):
+        with recorder():
             model(**inputs, use_cache=True, logits_to_keep=1, **options)
 
     def eager():
@@ -79,38 +79,29 @@ def recording_table(model, length: int, repeats: int) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
-class Layers:
-    """Context manager: `model` has only the decoder layers of a slice."""
-
-    def __init__(self, model, part: slice):
-        self.decoder, self.part = decoder_of(model), part
-
-    def __enter__(self):
-        self.all = self.decoder.layers
-        self.decoder.layers = self.all[self.part]
-        self.depth, self.decoder.config.num_hidden_layers = (
-            self.decoder.config.num_hidden_layers, len(self.decoder.layers))
-
-    def __exit__(self, *exception):
-        self.decoder.layers, self.decoder.config.num_hidden_layers = self.all, self.depth
-
-
-def head_width(config) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+@contextmanager
+def only_layers(model, part: slice):
+    """`model` has only the decoder layers of a slice inside the block."""
+    decoder = decoder_of(model)
+    layers, depth = decoder.layers, decoder.config.num_hidden_layers
+    decoder.layers = layers[part]
+    decoder.config.num_hidden_layers = len(decoder.layers)
+    try:
+        yield
+    finally:
+        decoder.layers, decoder.config.num_hidden_layers = layers, depth
 
 
 def operations(config, tokens: int, layers: int) -> float:
     """Multiply-adds x 2 of `layers` decoder layers over `tokens`: maps, and causal attention."""
-    width = head_width(config)
-    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    width, heads, groups = config.head_dim, config.num_attention_heads, config.num_key_value_heads
     maps = config.hidden_size * (width * (2 * heads + 2 * groups) + 3 * config.intermediate_size)
     return layers * (2 * tokens * maps + 2 * tokens * (tokens + 1) * heads * width)
 
 
-def cache_bytes(config, tokens: int, itemsize: int = 4) -> int:
-    """2 x layers x key-value heads x width x tokens x bytes a number."""
-    width = head_width(config)
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * width * tokens * itemsize
+def cache_bytes(config, tokens: int) -> int:
+    """2 x layers x key-value heads x width x tokens x 4 bytes a number."""
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * 4
 
 
 @torch.no_grad()
@@ -125,11 +116,10 @@ def pruning_table(model, length: int, repeats: int, rates=RATES, modes=MODES,
     """
     inputs, kinds = prompt(model, length)
     decoder, tokens = decoder_of(model), inputs["input_ids"].shape[1]
-    scored = 1 + (default_layer(len(decoder.layers)) if layer is None else layer)
-    config = decoder.config
+    config, depth = decoder.config, len(decoder.layers)
+    scored = 1 + (default_layer(depth) if layer is None else layer)
     settings = [("none", 0.0)] + [(mode, rate) for mode in modes for rate in rates]
-    seconds = {setting: {"ttft_s": [], "tpot_s": [], "bound_s": []} for setting in settings}
-    memory, cached = {}, {}
+    left = {rate: tokens - length + kept_count(length, rate) for _, rate in settings}
 
     def around(mode, rate):
         return (nullcontext() if mode == "none"
@@ -140,38 +130,34 @@ def pruning_table(model, length: int, repeats: int, rates=RATES, modes=MODES,
             model(**inputs, use_cache=True, logits_to_keep=1)
 
     def bound(short):
-        with Layers(model, slice(scored)):
+        with only_layers(model, slice(scored)):
             model(**inputs, use_cache=True, logits_to_keep=1)
-        with Layers(model, slice(scored, None)):
+        with only_layers(model, slice(scored, None)):
             decoder(inputs_embeds=short, past_key_values=DynamicCache(), use_cache=True)
 
     first("none", 0.0)
-    for setting in settings:  # this warms up too
-        memory[setting] = peak_increase(partial(first, *setting))
+    memory = {setting: peak_increase(partial(first, *setting)) for setting in settings}  # warms up
+    rounds = []
     for _ in range(repeats):
         for mode, rate in settings:
             with around(mode, rate):
-                one = prefill_and_decode(model, inputs)
-            kept = tokens - length + kept_count(length, rate)
-            alone = timed(partial(bound, torch.randn(1, kept, config.hidden_size,
-                                                     device=model.device))) \
-                if mode == "prefill" else float("nan")
-            cached[mode, rate] = one.pop("cache_bytes")
-            for name, value in (one | dict(bound_s=alone)).items():
-                seconds[mode, rate][name].append(value)
-    whole, lines = operations(config, tokens, len(decoder.layers)), []
+                rounds.append(dict(mode=mode, rate=rate) | prefill_and_decode(model, inputs))
+            if mode == "prefill":
+                short = torch.randn(1, left[rate], config.hidden_size, device=model.device)
+                rounds[-1]["bound_s"] = timed(partial(bound, short))
+    medians = pd.DataFrame(rounds).groupby(["mode", "rate"]).median()
+    start, whole = operations(config, tokens, scored), operations(config, tokens, depth)
+    lines = []
     for mode, rate in settings:
-        kept = tokens - length + kept_count(length, rate)
-        start = operations(config, tokens, scored)
         work = {"none": whole, "evict": whole,
-                "prefill": start + operations(config, kept, len(decoder.layers) - scored),
-                "compress": start + operations(config, kept, len(decoder.layers))}[mode]
+                "prefill": start + operations(config, left[rate], depth - scored),
+                "compress": start + operations(config, left[rate], depth)}[mode]
+        found = medians.loc[mode, rate]
         lines.append(dict(
             length=length, mode=mode, rate=rate, repeats=repeats,
-            **{name: median(values) for name, values in seconds[mode, rate].items()},
-            operations=work / whole,
-            peak_bytes=memory[mode, rate], cache_bytes=cached[mode, rate],
-            cache_formula=cache_bytes(config, kept)))
+            **found[["ttft_s", "tpot_s", "bound_s"]], operations=work / whole,
+            peak_bytes=memory[mode, rate], cache_bytes=int(found["cache_bytes"]),
+            cache_formula=cache_bytes(config, left[rate])))
     return pd.DataFrame(lines)
 
 
@@ -197,7 +183,7 @@ def break_even(table: pd.DataFrame) -> pd.DataFrame:
 
 
 @torch.no_grad()
-def sharing_table(lvlm: LVLM, length: int = 1024, repeats: int = 5) -> pd.DataFrame:
+def sharing_table(lvlm: LVLM, length: int, repeats: int) -> pd.DataFrame:
     """Seconds for one prefill, and for six questions after it: each alone, and sharing a cache."""
     sample = next(s for s in presence_samples("evaluation", 20) if len(s.questions) == 6)
     one = condition(lvlm, "other_images", length)
@@ -261,24 +247,21 @@ def draw(tables: dict[str, pd.DataFrame], folder: Path) -> None:
 PAGE = Path(__file__).with_name("bench.md.j2")  # the words around the tables
 
 
-def costs(tables: dict[str, pd.DataFrame], rate: float = 0.75) -> str:
+def costs(tables: dict[str, pd.DataFrame]) -> str:
     """What pruning costs in Markdown, one table per model; times are ratios within one run."""
+    ratios = {"TTFT": "ttft_s", "its bound": "bound_s", "operations": "operations",
+              "TPOT": "tpot_s", "peak memory": "peak_bytes", "cache": "cache_bytes"}
     parts = []
     for model, name in (MODELS | EARLY).items():
         if name not in tables:
             continue
         table = relative(tables[name])
         table = table.merge(break_even(tables[name]), on=["length", "mode", "rate"])
-        table = table[table["rate"] == rate]
-        shown = {"mode": table["mode"], "TTFT": table["ttft_s"].map(_ratio),
-                 "its bound": table["bound_s"].map(_ratio),
-                 "operations": table["operations"].map(_ratio),
-                 "TPOT": table["tpot_s"].map(_ratio),
-                 "peak memory": table["peak_bytes"].map(_ratio),
-                 "cache": table["cache_bytes"].map(_ratio),
-                 "break-even": table["tokens"].map(_tokens)}
-        parts.append(f"{model}, rate {rate}:\n\n" + _markdown(
-            pd.DataFrame(shown).set_index(table["length"]), "context tokens"))
+        table = table[table["rate"] == RATE].set_index("length")
+        shown = {name: table[column].map(_ratio) for name, column in ratios.items()}
+        parts.append(f"{model}, rate {RATE}:\n\n" + _markdown(pd.DataFrame(
+            {"mode": table["mode"]} | shown | {"break-even": table["tokens"].map(_tokens)}),
+            "context tokens"))
     return "\n".join(parts)
 
 
