@@ -117,7 +117,8 @@ def answer_loss(lvlm: LVLM, packed: Packed, features: torch.Tensor | None) -> to
 
 @torch.no_grad()
 def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], oracle=None) -> dict[str, float]:
-    """Accuracy by setting and question kind: an answer is right when all its tokens are.
+    """Accuracy by setting and question kind: an answer is right when all its tokens are, and as
+    far as they are where it names what is there.
 
     `oracle` gives the features of patch labels, instead of the model's own of the pixels.
     """
@@ -134,10 +135,9 @@ def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], oracle=None) -> dict[
             for row in range(len(hit)):
                 for block in range(1, int(packed.blocks[row].max()) + 1):
                     at = (packed.blocks[row] == block) & (packed.weights[row] > 0)
-                    kind = dialogues.QUESTION_KINDS[packed.kinds[row][at][0]]
-                    right.setdefault(kind, []).append(hit[row][at].float().mean().item()
-                                                      if kind in ("naming", "description")
-                                                      else float(hit[row][at].all()))
+                    kind, hits = dialogues.QUESTION_KINDS[packed.kinds[row][at][0]], hit[row][at]
+                    right.setdefault(kind, []).append(
+                        (hits.float().mean() if kind == "naming" else hits.all()).item())
         wanted = ("presence",) if setting in ("blank", "context") else (
             "presence", "position", "relation", "counting", "naming")
         values |= {f"{setting}_{k}": sum(right[k]) / len(right[k]) for k in wanted if k in right}

@@ -1,10 +1,10 @@
 """A training loop with a budget of time or steps that can be stopped and resumed at any moment."""
 
-import csv
 import math
 import time
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -89,14 +89,12 @@ class Run:
 
     def write(self, values: dict[str, float]) -> None:
         """Append one log row a metric."""
-        new = not self.log.exists()
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("a", newline="") as file:
-            rows = csv.writer(file)
-            if new:
-                rows.writerow(["stage", "minutes", "step", "samples", "metric", "value"])
-            rows.writerows([self.name, f"{self.spent / 60:.2f}", self.step, self.samples, metric,
-                            f"{value:.4f}"] for metric, value in values.items())
+        rows = pd.DataFrame(dict(
+            stage=self.name, minutes=f"{self.spent / 60:.2f}", step=self.step,
+            samples=self.samples, metric=values.keys(),
+            value=[f"{value:.4f}" for value in values.values()]))
+        rows.to_csv(self.log, mode="a", header=not self.log.exists(), index=False)
 
     def steps(self, batches, evaluate, warmup: int = 100, every: float = 60.0):
         """Yield batches until the budget is spent; cosine learning rate over it."""
