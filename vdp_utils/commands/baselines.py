@@ -8,7 +8,6 @@ tensors, and times prefill and decoding in alternating repeats, on the wide rand
 
 import contextlib
 from importlib.metadata import PackageNotFoundError, version
-from statistics import median
 
 import pandas as pd
 import torch
@@ -107,20 +106,17 @@ def times_table(model, length: int, repeats: int, rate: float = 0.75) -> pd.Data
         rate, mode=mode, kinds=kinds)(model) for mode in MODES}
     around |= {f"kvpress {name}": lambda press=press: press(model)
                for name, press in presses(rate).items()}
-    rows = {name: [] for name in around}
+    rows = []
     for number in range(repeats + 1):
         for name, make in around.items():
             # it reads the maps, which only eager attention returns
             maps = timing.eager_attention if "Observed" in name else contextlib.nullcontext
             with maps(model), make():
                 values = timing.prefill_and_decode(model, inputs)
-            if number:
-                rows[name].append(values)
-    return pd.DataFrame([
-        dict(length=length, rate=rate, setting=name, repeats=repeats,
-             ttft_s=median(one["ttft_s"] for one in values),
-             tpot_s=median(one["tpot_s"] for one in values),
-             cache_bytes=values[0]["cache_bytes"]) for name, values in rows.items()])
+            if number:  # the first round warms up
+                rows.append(dict(length=length, rate=rate, setting=name, repeats=repeats) | values)
+    medians = pd.DataFrame(rows).groupby(["length", "rate", "setting", "repeats"], sort=False)
+    return medians.median().astype({"cache_bytes": int}).reset_index()
 
 
 def baselines(profile="quick", lengths=(1024, 2048), repeats=5):

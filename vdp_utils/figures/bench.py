@@ -49,8 +49,7 @@ def bench_recording(table: pd.DataFrame) -> Figure:
     times.set_yscale("log", base=2)
     times.set_yticks([1, 2, 4, 8], ["1", "2", "4", "8"])
     times.set_ylabel("time of a prefill / SDPA's")
-    memory.set_yscale("log")
-    memory.set_ylabel("peak memory it adds (MiB)")
+    memory.set(yscale="log", ylabel="peak memory it adds (MiB)")
     for axes in (times, memory):
         style.doubling(axes, lengths)
     style.shared_legend(figure, times, memory)

@@ -24,7 +24,7 @@ def _ordered(found) -> list[str]:
         name for name in found if name not in SAW)]
 
 
-def _grid(table: pd.DataFrame, height: float, **shared):
+def _grid(table: pd.DataFrame, height: float):
     """The figure, its panels, an axes and the lines of a table by (image or description, what
     stands between), and the lowest axes of each column."""
     columns = [name for name in BETWEEN if name in set(table["between"])]
