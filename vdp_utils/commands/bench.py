@@ -62,21 +62,18 @@ def recording_table(model, length: int, repeats: int) -> pd.DataFrame:
     tasks = {"SDPA": run,
              "all queries": partial(run, partial(record, model, ("all",))),
              "question": partial(run, partial(record, model, ("question",), kinds=kinds))}
-    tokens = inputs["input_ids"].shape[1]
-    if 4 * config.num_hidden_layers * config.num_attention_heads * tokens**2 <= EAGER_MAPS:
-        tasks["eager, all maps"] = eager
+    maps = 4 * config.num_hidden_layers * config.num_attention_heads * kinds.shape[1]**2
+    large = {"SDPA": run, "eager, all maps": eager} if maps <= EAGER_MAPS else {}
     run()
-    memory = {name: peak_increase(task) for name, task in tasks.items()}
-    large = {name: tasks.pop(name) for name in list(tasks) if name.startswith("eager")}
+    memory = {name: peak_increase(task) for name, task in (tasks | large).items()}
     lines = []
-    for some in (tasks, {"SDPA": run} | large) if large else (tasks,):
+    for some in filter(None, (tasks, large)):
         seconds = pd.DataFrame(alternate(repeats, **some))
         ratios = seconds.div(seconds["SDPA"], axis=0).quantile([0.25, 0.5, 0.75])
         lines += [dict(length=length, setting=name, repeats=repeats,
                        seconds=seconds[name].median(), peak_bytes=memory[name],
-                       **dict(zip(("low", "ratio", "high"), ratios[name])))
-                  for name in some if some is tasks or name != "SDPA"]
-    return pd.DataFrame(lines)
+                       **dict(zip(("low", "ratio", "high"), ratios[name]))) for name in some]
+    return pd.DataFrame(lines).drop_duplicates("setting", ignore_index=True)
 
 
 @contextmanager

@@ -96,8 +96,11 @@ class Run:
             value=[f"{value:.4f}" for value in values.values()]))
         rows.to_csv(self.log, mode="a", header=not self.log.exists(), index=False)
 
-    def steps(self, batches, evaluate, warmup: int = 100, every: float = 60.0):
-        """Yield batches until the budget is spent; cosine learning rate over it."""
+    def steps(self, batches, evaluate, warmup: int = 100):
+        """Yield batches until the budget is spent; cosine learning rate over it.
+
+        Once a minute, and at the end, the state is saved and what `evaluate()` finds is logged.
+        """
         if self.finished:
             return
         last, mark = time.monotonic(), self.spent
@@ -113,7 +116,7 @@ class Run:
             now = time.monotonic()
             self.spent, last = self.spent + now - last, now
             bar.update((self.step if self.limit else round(self.spent)) - bar.n)
-            if self.spent - mark > every or self.finished:
+            if self.spent - mark > 60 or self.finished:
                 mark = self.spent
                 values = {"loss": sum(self.losses[-50:]) / len(self.losses[-50:]), **evaluate()}
                 bar.set_postfix({k: f"{v:.3f}" for k, v in values.items()})
