@@ -117,10 +117,10 @@ def answer_loss(lvlm: LVLM, packed: Packed, features: torch.Tensor | None) -> to
 
 @torch.no_grad()
 def evaluate(lvlm: LVLM, batches: dict[str, list[Packed]], oracle=None) -> dict[str, float]:
-    """Accuracy by setting and question kind: an answer is right when all its tokens are, and as
-    far as they are where it names what is there.
+    """Accuracy by setting and question kind: an answer is right when all its tokens are.
 
-    `oracle` gives the features of patch labels, instead of the model's own of the pixels.
+    Of naming it is the share of tokens that are right. `oracle` gives features of patch labels,
+    in the place of the model's own of the pixels.
     """
     values = {}
     for setting, several in batches.items():
