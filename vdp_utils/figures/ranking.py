@@ -58,8 +58,7 @@ def two_targets(tables: list[pd.DataFrame], model: str) -> Figure:
 
     `tables` are `findings.ranking.scores` by layer.
     """
-    wide, high = (max(table[name].max() for table in tables) - min(
-        table[name].min() for table in tables) + 1e-9 for name in ("text", "image"))
+    wide, high = (np.ptp(pd.concat(tables)[name]) + 1e-9 for name in ("text", "image"))
     figure, (panels,) = plt.subplots(1, len(tables), figsize=(WIDE, 3.9), sharex=True, sharey=True,
                                      squeeze=False)
     for axes, table in zip(panels, tables):
