@@ -11,6 +11,7 @@ from architectures import BUILDERS, build, louder
 from architectures import prompt as inputs_of
 
 from vdp_utils.attention.tokens import Kind
+from vdp_utils.errors import VDPError
 from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import load_lvlm
 from vdp_utils.lvlm.prompts import Prompt
@@ -98,7 +99,7 @@ def test_samples_that_are_stored_are_not_measured_again(lvlm, tmp_path, passes):
     assert not passes
 
 
-@pytest.mark.parametrize("most", [2, 1, 0])
+@pytest.mark.parametrize("most", [2, 1, 0, -1])
 def test_where_memory_is_too_small_fewer_go_at_once(lvlm, tmp_path, monkeypatch, most):
     samples, tried = presence_samples("evaluation", 5, pairs=1), []
     conditions = presence_conditions(lvlm, ("same_image",), (0, 20))
@@ -107,11 +108,16 @@ def test_where_memory_is_too_small_fewer_go_at_once(lvlm, tmp_path, monkeypatch,
 
     def small(lvlm, samples, one, room=0, kept=None, share=True):
         tried.append(len(samples))
-        if room and len(samples) > most:
+        if (room or most < 0) and len(samples) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(lvlm, samples, one, room, kept, share)
 
     monkeypatch.setattr(measuring, "measure_samples", small)
+    if most < 0:
+        with pytest.raises(VDPError, match=f"{samples[0].image_id} with 0 context tokens does not "
+                           "fit the memory of cpu: give shorter"):
+            rows(lvlm, samples, conditions, tmp_path / "together", 1_000)
+        return
     assert_alike(rows(lvlm, samples, conditions, tmp_path / "together", 1_000), wanted)
     assert tried[0] == 5
     assert tried.count(5) == 1  # what was learnt is heeded afterwards

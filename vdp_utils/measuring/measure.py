@@ -161,21 +161,30 @@ class Together:
         return min(max(self.room // longest, 1), AT_ONCE)
 
     def rows(self, samples: list[Sample], one) -> list[list[dict]]:
-        """The rows of each sample, of fewer at once where memory turns out too small."""
-        if len(samples) == 1 and self.room < 2 or self.each is not measure_sample:
-            return [self.each(self.lvlm, sample, one) for sample in samples]
+        """The rows of each sample, of fewer at once where memory turns out too small.
+
+        VDPError where one sample by itself does not fit.
+        """
+        alone = len(samples) == 1 and self.room < 2 or self.each is not measure_sample
         if (of := (one.image, *map(id, samples))) != self.kept_of:
             self.kept.clear()
             self.kept_of = of
         try:
+            if alone:
+                return [self.each(self.lvlm, sample, one) for sample in samples]
             return measure_samples(self.lvlm, samples, one, self.room, self.kept)
-        except torch.OutOfMemoryError:
-            self.kept.clear()
-            torch.cuda.empty_cache()
-            self.room //= 2
-            half = (len(samples) + 1) // 2
-            return [rows for some in (samples[:half], samples[half:]) if some
-                    for rows in self.rows(some, one)]
+        except torch.OutOfMemoryError as error:
+            if alone:
+                raise VDPError(
+                    f"{samples[0].image_id} with {one.context_length} context tokens does not fit "
+                    f"the memory of {self.lvlm.device}: give shorter contexts, a dtype of 16 bits, "
+                    "device='auto' or bits=4") from error
+        self.kept.clear()
+        torch.cuda.empty_cache()
+        self.room //= 2
+        half = (len(samples) + 1) // 2
+        return [rows for some in (samples[:half], samples[half:]) if some
+                for rows in self.rows(some, one)]
 
 
 @dataclass
