@@ -27,9 +27,10 @@ help: ## this list
 env: ## the virtual environment of requirements.lock in VENV=.venv, made with PYTHON=python3
 	@$(PYTHON) bootstrap.py $(VENV)
 
-study: env ## run what is missing: PROFILE=quick (minutes) or full (as committed), MODEL=embedded-s, DEVICE, DTYPE, DATA=scenes, DATA_ROOT
+study: env ## run what is missing: PROFILE=quick (minutes) or full (as committed), MODEL=embedded-s, DEVICE=cpu, DTYPE=float32, DATA=scenes, DATA_ROOT
 	@$(SNAKEMAKE)
-	@echo "Now read the notebooks in $(NOTEBOOKS); README.md says what the full profile found."
+	@echo "Now read the notebooks in $(NOTEBOOKS); README.md says what the full profile found.$(if \
+		$(filter-out scenes,$(DATA)), Left out: 00 and 12, which are about drawn scenes.)"
 
 figures: env ## draw every figure again from stored rows, without a model
 	$(BIN)/vdp figures

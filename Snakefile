@@ -69,9 +69,10 @@ if DATA != "scenes":
 if DTYPE:
     FOLDER += f"/{DTYPE}"
 GIVEN |= {name: value for name, value in {"DEVICE": DEVICE, "DTYPE": DTYPE}.items() if value}
-if DTYPE not in (None, "float32") and PROFILE == "full" and MODEL.startswith("embedded-") and DATA == "scenes":
-    # Verdicts, laws and figures of these are committed, as they are in float32.
-    GIVEN |= {"RESULTS": f"{FOLDER}/results", "FIGURES": f"{FOLDER}/figures"}
+if DTYPE not in (None, "float32"):
+    GIVEN["FIGURES"] = f"{FOLDER}/figures"
+    if PROFILE == "full" and MODEL.startswith("embedded-") and DATA == "scenes":
+        GIVEN["RESULTS"] = f"{FOLDER}/results"  # verdicts and laws are committed, of float32
 
 # The committed notebooks are executed in place, with the parameters' defaults, so that no injected
 # cell is committed. A stamp stands for "ran here", since a rule's output cannot be its own input.

@@ -42,12 +42,10 @@ def test_some_finding_has_a_verdict():
 
 @pytest.mark.parametrize("path", VERDICT_FILES, ids=lambda p: p.stem)
 def test_the_claim_table_holds_the_verdicts(path):
-    """A model whose weights were not in float32 has their type in its columns' names."""
     verdict = json.loads(path.read_text())
+    assert "dtype" not in verdict  # float32
     assert path.name == f"{verdict['finding']}_{verdict['model']}_verdict.json"
     row, size = claims()[verdict["finding"]], SIZES[verdict["model"]]
-    if verdict.get("dtype", "float32") != "float32":
-        size += f", {verdict['dtype']}"
     assert row[f"verdict {size}"] == verdict["verdict"] in VERDICTS
     assert (row[size], row["images"]) == (verdict["estimate [95 %]"], verdict["images"])
 

@@ -159,7 +159,8 @@ def test_one_s_own_data_have_a_folder_and_options_of_their_own(study):
     names = [name for name in NAMES if name[:2] not in ("00", "12")]  # these are about scenes
     assert calls(study) == [
         f"run notebooks/{n}.ipynb {folder}/{n}.ipynb -p PROFILE full -p DATA coco "
-        f"-p DATA_ROOT {root} -p DEVICE cuda -p DTYPE bfloat16" for n in names]
+        f"-p DATA_ROOT {root} -p DEVICE cuda -p DTYPE bfloat16 -p FIGURES {folder}/figures"
+        for n in names]
     assert due(study, **config) == []
     change(study, "my data/instances_val2017.json")
     assert sorted(due(study, **config)) == names
@@ -180,8 +181,8 @@ def test_what_is_committed_in_float32_is_not_overwritten_in_another(study):
         code, output = snakemake(study, "--", made, profile="full", dtype=dtype)
         assert code == 0, output
     first, second = calls(study)
-    assert first.endswith("-p DTYPE bfloat16 -p RESULTS build/full/bfloat16/results "
-                          "-p FIGURES build/full/bfloat16/figures")
+    assert first.endswith("-p DTYPE bfloat16 -p FIGURES build/full/bfloat16/figures "
+                          "-p RESULTS build/full/bfloat16/results")
     assert second.endswith("-p DTYPE float32")
 
 
@@ -204,7 +205,7 @@ def test_with_quiet_only_the_notebooks_speak(study):
     (dict(profile="fast"), "unknown profile 'fast': choose one of full, quick, smoke"),
     (dict(model="embedded-x"), "unknown size 'embedded-x'"),
     (dict(data="cocoa", data_root="."), "unknown data 'cocoa': choose scenes or one of table"),
-    (dict(data="coco"), "data coco from None: give the folder that its files lie in"),
+    (dict(data="coco"), "data coco: give the folder that its files lie in"),
     (dict(device="gpu"), "unknown device 'gpu': choose cpu, cuda"),
     (dict(dtype="half"), "unknown dtype 'half'")])
 def test_what_cannot_be_right_is_one_sentence_before_any_notebook(study, config, said):

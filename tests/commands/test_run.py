@@ -41,7 +41,8 @@ def write_notebook(path, *cells, **parameters):
 
 def printed(path):
     cells = nbformat.read(path, 4).cells
-    return "".join(out["text"] for cell in cells for out in cell.outputs if "text" in out)
+    outputs = [out for cell in cells for out in cell.get("outputs", ())]
+    return "".join(out["text"] for out in outputs if "text" in out)
 
 
 @pytest.fixture
@@ -90,8 +91,8 @@ def test_data_are_looked_for_before_anything_runs(given, tmp_path, monkeypatch):
     found = given(notebook, DATA="coco", DATA_ROOT="2017")
     assert found == {"DATA": "coco", "DATA_ROOT": str(tmp_path / "2017")}
     for wrong, said in ((dict(DATA="cocoa"), "unknown data 'cocoa'"),
-                        (dict(DATA="coco"), "data coco from None: give the folder"),
-                        (dict(DATA="coco", DATA_ROOT="x"), "data coco from .*x: give the folder")):
+                        (dict(DATA="coco"), "data coco: give the folder"),
+                        (dict(DATA="coco", DATA_ROOT="x"), "data coco: there is no .*x, give the")):
         with pytest.raises(VDPError, match=said):
             given(notebook, **wrong)
 
@@ -126,6 +127,28 @@ def test_in_place_twice_gives_the_same_bytes_and_a_failure_leaves_them(tmp_path,
     assert notebook.read_bytes() == first and not partial.exists()
 
 
+def test_a_run_that_is_not_the_committed_one_says_so_where_its_words_are_another_s(tmp_path):
+    notebook, output = tmp_path / "notebooks/a.ipynb", tmp_path / "b.ipynb"
+    source = write_notebook(notebook, TELL, "print('save_verdict(verdict)')")
+    count = len(nbformat.read(source, 4).cells)
+    for _ in range(2):  # and not twice, where it runs in place
+        run(source, output, {"PROFILE": "smoke", "N": 1})
+        cells, source = nbformat.read(output, 4).cells, output
+        notes = [n for n, cell in enumerate(cells) if "Tables, figures and verdict" in cell.source]
+        assert len(cells) == count + 3 and notes[0] == 1  # and the parameters that are injected
+        assert "save_verdict(" in cells[notes[1] - 1].source
+        assert "verdict are of PROFILE = 'smoke'.**" in cells[1].source
+    run(notebook, output, {"PROFILE": "full"})
+    assert len(nbformat.read(output, 4).cells) == count + 1
+
+
+def test_a_run_that_is_stopped_is_a_sentence(tmp_path, capsys):
+    notebook = write_notebook(tmp_path / "a.ipynb", "raise KeyboardInterrupt")
+    with pytest.raises(SystemExit, match="^a: stopped; what it measured is kept, and the same"):
+        run(notebook, tmp_path / "b.ipynb")
+    assert not (tmp_path / "b.ipynb").exists() and capsys.readouterr().err == ""
+
+
 def test_the_output_is_in_build_by_default(tmp_path, monkeypatch):
     write_notebook(tmp_path / "notebooks/a.ipynb", "print(N)")
     monkeypatch.chdir(tmp_path)
@@ -158,9 +181,7 @@ def test_progress_bars_are_text_and_none_where_nobody_watches(tmp_path, capfd, m
     monkeypatch.setenv("JPY_SESSION_NAME", "run from a notebook")
     notebook, output = write_notebook(tmp_path / "a.ipynb", BARS), tmp_path / "b.ipynb"
     run(notebook, output)
-    said = [line for line in capfd.readouterr().err.splitlines()
-            if "KeyboardInterrupt caught in kernel" not in line]  # a slow one's end
-    assert printed(output) == "[]\n" and said == []
+    assert printed(output) == "[]\n" and capfd.readouterr().err == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     run(notebook, output)
     assert printed(output) == "[]\n" and "| 0/3" in capfd.readouterr().err

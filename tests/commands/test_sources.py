@@ -80,7 +80,7 @@ def test_probe_asks_about_photographs(uneven, monkeypatch, tmp_path):
 
 def test_probe_reads_the_files_before_it_loads_the_model(monkeypatch):
     monkeypatch.setattr(probe, "load_lvlm", lambda *options: 1 / 0)
-    with pytest.raises(VDPError, match="data coco from None: give the folder"):
+    with pytest.raises(VDPError, match="data coco: give the folder"):
         probe.probe("a/b", data="coco")
 
 

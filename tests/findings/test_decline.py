@@ -212,5 +212,9 @@ def test_the_verdicts_of_all_models_stand_side_by_side(falling, tmp_path):
     (torch.float16, "float16")])
 def test_a_verdict_says_in_which_dtype_it_was_measured_but_for_float32(falling, tmp_path, dtype,
                                                                        stored):
-    findings.save_verdict(decline.verdict(decline.tests(falling)), tmp_path, "x", dtype)
-    assert json.loads((tmp_path / "F1_x_verdict.json").read_text()).get("dtype") == stored
+    for one in ("float32", dtype):
+        findings.save_verdict(decline.verdict(decline.tests(falling)), tmp_path, "x", one)
+    name = f"F1_x-{stored}_verdict.json" if stored else "F1_x_verdict.json"
+    assert json.loads((tmp_path / name).read_text()).get("dtype") == stored
+    shown = findings.verdicts(tmp_path, "F1").index.get_level_values("model")
+    assert {*shown} == {"x", f"x, {stored}" if stored else "x"}

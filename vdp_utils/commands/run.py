@@ -19,6 +19,7 @@ from vdp_utils.sources.photographs import check_data
 
 PATHS = ("RESULTS", "FIGURES", "BENCHMARK", "DATA_ROOT")  # parameters: folders or files
 NAMES = ("MODEL", "DEVICE", "DTYPE")  # parameters that `check_names` knows
+ABOUT, NOTE = ("PROFILE", "MODEL", "DATA"), "of-this-run"  # what makes other rows; ids of cells
 LONGEST = 70  # bytes of a folder for sockets, whose paths may be 104 to 108 long
 # The kernel's first line: it is not Jupyter's own, even if this process is. Progress bars that end
 # leave no line in the terminal, and there are none where nobody watches.
@@ -44,6 +45,7 @@ def run(notebook, output=None, parameters=None):
     source = read(notebook)
     parameters = checked(notebook, source, parameters or {})
     partial, lacking = _partial(output), ""
+    stopped = f"{notebook.stem}: stopped; what it measured is kept, and the same command goes on"
     print(f"{notebook.stem}: started", flush=True)
     try:
         try:
@@ -55,9 +57,14 @@ def run(notebook, output=None, parameters=None):
                 raise
             lacking = f"It ends here, for what the data lack: {error.evalue}"
             executed = _ended(read(partial), lacking)
-        nbformat.write(without_run_details(executed), partial)
+        executed = without_run_details(with_note(executed, source, parameters))
+        nbformat.write(executed, partial)
         os.replace(partial, output)
+    except KeyboardInterrupt:
+        sys.exit(stopped)
     except PapermillExecutionError as error:
+        if error.ename == KeyboardInterrupt.__name__:
+            sys.exit(stopped)
         if error.ename == VDPError.__name__:
             raise VDPError(f"{notebook}: {error.evalue}") from error
         print(error, file=sys.stderr)
@@ -89,7 +96,8 @@ def _execute(source, partial, notebook, parameters):
             iopub_timeout=60,  # nbclient's 4 s is too short on a loaded machine
             stderr_file=sys.stderr,
             record_timing=False,
-            extra_arguments=[f"--IPKernelApp.exec_lines={start}"],
+            extra_arguments=[f"--IPKernelApp.exec_lines={start}",
+                             "--IPKernelApp.log_level=50"],  # silent where it is stopped
             config=Config(KernelManager=kernel),
         )
 
@@ -119,6 +127,23 @@ def _ended(notebook, why):
         if cell.cell_type == "code":
             cell.outputs = [nbformat.v4.new_output("stream", text=f"{why}\n")
                             if out.output_type == "error" else out for out in cell.outputs]
+    return notebook
+
+
+def with_note(notebook, source, parameters):
+    """The notebook with a note where its words are of another run than its tables and figures:
+    below its title, and below its verdict."""
+    notebook.cells = [cell for cell in notebook.cells if not cell.id.startswith(NOTE)]
+    known = papermill.inspect_notebook(source)
+    other = [f"{name} = {parameters[name]!r}" for name in ABOUT if name in parameters and
+             parameters[name] != ast.literal_eval(known[name]["default"])]
+    if other:
+        text = (f"> **Tables, figures and verdict are of {', '.join(other)}.** The title and the "
+                "text tell what the committed run found.")
+        at = [n for n, cell in enumerate(notebook.cells) if "save_verdict(" in cell.source]
+        for number in (*reversed(at), 0):
+            notebook.cells.insert(number + 1, nbformat.v4.new_markdown_cell(
+                text, id=f"{NOTE}-{number}"))
     return notebook
 
 

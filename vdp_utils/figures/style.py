@@ -1,5 +1,7 @@
 """The one look of the study's figures, and how they are saved: PNG and PDF, the same each time."""
 
+import re
+import textwrap
 from pathlib import Path
 
 import matplotlib
@@ -27,10 +29,20 @@ def save(figure: Figure, folder: str | Path, name: str) -> Figure:
     """Write `folder/name.png` and `.pdf`, byte-identical for the same figure."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _fit_title(figure)
     figure.savefig(folder / f"{name}.png", metadata={"Software": None})
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None,
                                                      "Producer": None})
     return figure
+
+
+def _fit_title(figure: Figure) -> None:
+    """A model's folder by its last name, and a title in as many lines as its length needs."""
+    text = re.sub(r"(?<!\S)/\S*/", "", figure.get_suptitle())
+    if text:
+        wide = figure.suptitle(text).get_window_extent().width / figure.bbox.width
+        if wide > 1:
+            figure.suptitle(textwrap.fill(text, int(0.95 * len(text) / wide)))
 
 
 def select(table: pd.DataFrame, **values) -> pd.DataFrame:

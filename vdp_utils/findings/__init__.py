@@ -50,13 +50,13 @@ def where_it_costs(cells: pd.DataFrame, floor=False) -> pd.DataFrame:
 def save_verdict(verdict: Verdict, folder: str | Path, model: str, dtype="float32") -> None:
     """Write a model's verdict to `folder/<finding>_<model>_verdict.json`, for the README's table.
 
-    It holds the model's name too, which `paths.slug` puts in the file's own name, and the dtype
-    of its weights, a torch dtype or its name, where that is not float32.
+    It holds the model's name too, and the dtype of its weights, a torch dtype or its name, where
+    that is not float32; so does the file's own name.
     """
-    row = verdict.to_row() | {"model": model}
-    name = str(dtype).removeprefix("torch.")
-    if name != "float32":
-        row["dtype"] = name
+    row, dtype = verdict.to_row() | {"model": model}, str(dtype).removeprefix("torch.")
+    if dtype != "float32":
+        row["dtype"] = dtype
+        model += f"-{dtype}"
     path = Path(folder) / f"{verdict.finding}_{slug(model)}_verdict.json"
     path.write_text(json.dumps(row, indent=2) + "\n")
 
@@ -68,6 +68,7 @@ def verdicts(folder: str | Path, finding: str) -> pd.DataFrame:
         row = json.loads(path.read_text())
         for named in row["estimate [95 %]"].split("; "):
             of, *estimate = named.rsplit(" ", 3)
-            lines.append((row["model"], row["verdict"], of, " ".join(estimate)))
+            model = ", ".join(filter(None, (row["model"], row.get("dtype"))))
+            lines.append((model, row["verdict"], of, " ".join(estimate)))
     table = pd.DataFrame(lines, columns=["model", "verdict", "of", "estimate [95 %]"])
     return table.set_index(["model", "verdict", "of"]).sort_index()

@@ -374,9 +374,10 @@ def _said(among, rng, turns, asked) -> dict:
     for picture in among:
         if (record := picture.dialogue(rng, turns(), asked))["conversations"]:
             return record
-    free = f" that does not name one of {', '.join(asked)}" if asked else ""
-    raise Lacking(f"nothing is said of {picture.image_id} and its like{free}: choose another "
-                  "context kind, or a source with more talk")
+    free = (f" that does not name one of {', '.join(asked)}"
+            if asked and picture.dialogue(rng, turns(), {})["conversations"] else "")
+    raise Lacking(f"nothing is said of {picture.image_id}{free}: choose another context kind, or a "
+                  "source with more talk")
 
 
 def text_description(picture: Picture, seed) -> str:

@@ -399,7 +399,8 @@ def check_data(data: str, root=None, folder="") -> None:
         raise VDPError(f"unknown data {data!r}: choose scenes or one of {', '.join(READERS)}, and "
                        "for talk about other images one more after a +, such as pope+svit")
     if data != "scenes" and not (root and Path(folder, root).exists()):
-        raise VDPError(f"data {data} from {root or None}: give the folder that its files lie in")
+        raise VDPError(f"data {data}: " + (f"there is no {root}, give" if root else "give") +
+                       " the folder that its files lie in (DATA_ROOT, --data-root)")
 
 
 def open_source(data: str, root=None):
