@@ -215,10 +215,11 @@ def test_what_asks_and_measures_knows_no_kind_of_picture():
     for wing in ("lvlm", "measuring", "findings", "figures"):
         for path in (root / wing).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                names = [alias.name for alias in getattr(node, "names", ())]
-                module = getattr(node, "module", None)
+                if not isinstance(node, (ast.Import, ast.ImportFrom)):
+                    continue
+                names = [alias.name for alias in node.names]
                 if isinstance(node, ast.ImportFrom):
-                    names = [f"{module}.{name}" for name in names]
+                    names = [f"{node.module}.{name}" for name in names]
                 if any(name.startswith("vdp_utils.sources.scenes") for name in names):
                     known.add(path.relative_to(root).as_posix())
     assert known == {"lvlm/load.py"}
