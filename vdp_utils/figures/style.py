@@ -41,7 +41,7 @@ def _fit_title(figure: Figure) -> None:
     text = re.sub(r"(?<!\S)/\S*/", "", figure.get_suptitle())
     if text:
         wide = figure.suptitle(text).get_window_extent().width / figure.bbox.width
-        if wide > 1.02:
+        if wide > 1.03:  # at the resolution of files text is that much narrower
             figure.suptitle(textwrap.fill(text, int(0.95 * len(text) / wide)))
 
 
