@@ -238,16 +238,19 @@ def test_a_lock_left_behind_and_a_node_that_dies_cost_nothing_but_time(slurm, sw
 
 @pytest.fixture
 def shard(swept, copy):
-    """A fresh folder, the command of a shard of the plan, and how to give it to Slurm."""
+    """A fresh folder, the command of a shard of the plan, and how to give Slurm it and the next:
+    together they take longer than a time limit of a minute, which Slurm heeds within two."""
     folder = copy("shard")
     shutil.copy(swept / "build/quick/plan.json", folder)
-    number = json.loads((folder / "plan.json").read_text())["needs"][NAMES[1]][1]
-    command = f"{sys.executable} -m vdp_utils.commands shard plan.json {number}"
+    numbers = json.loads((folder / "plan.json").read_text())["needs"][NAMES[1]][:2]
+    command, following = (f"{sys.executable} -m vdp_utils.commands shard plan.json {number}"
+                          for number in numbers)
 
     def submit(*options, before=""):
         out = subprocess.run(["sbatch", "--parsable", "--no-requeue", *options, "--wrap",
-                              f"{before} {command}"], cwd=folder, check=True, text=True,
-                             stdout=subprocess.PIPE, env=ENVIRONMENT | {"PYTHONPATH": str(folder)})
+                              f"{before} {command} && {following}"], cwd=folder, check=True,
+                             text=True, stdout=subprocess.PIPE,
+                             env=ENVIRONMENT | {"PYTHONPATH": str(folder)})
         return out.stdout.strip()
     return folder, command, submit
 
