@@ -31,8 +31,8 @@ from vdp_utils.lvlm import prompts
 from vdp_utils.lvlm.load import LVLM, load_lvlm
 from vdp_utils.measuring.measure import condition, measure_sample
 from vdp_utils.measuring.scoring import prefill
-from vdp_utils.measuring.timing import (DEVICE, alternate, eager_attention, machine, peak_increase,
-                                        prefill_and_decode, prompt, timed, wide_lvlm)
+from vdp_utils.measuring.timing import (DEVICE, alternate, eager_attention, expected, machine,
+                                        peak_increase, prefill_and_decode, prompt, timed, wide_lvlm)
 from vdp_utils.sources.samples import presence_samples
 
 LENGTHS = {"quick": (1024, 2048), "full": (1024, 2048, 4096, 8192)}  # context tokens
@@ -96,11 +96,6 @@ def operations(config, tokens: int, layers: int) -> float:
     return layers * (2 * tokens * maps + 2 * tokens * (tokens + 1) * heads * width)
 
 
-def cache_bytes(config, tokens: int) -> int:
-    """2 x layers x key-value heads x width x tokens x 4 bytes a number."""
-    return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * tokens * 4
-
-
 @torch.no_grad()
 def pruning_table(model, length: int, repeats: int, rates=RATES, modes=MODES,
                   layer: int | None = None) -> pd.DataFrame:
@@ -154,7 +149,7 @@ def pruning_table(model, length: int, repeats: int, rates=RATES, modes=MODES,
             length=length, mode=mode, rate=rate, repeats=repeats,
             **found[["ttft_s", "tpot_s", "bound_s"]], operations=work / whole,
             peak_bytes=memory[mode, rate], cache_bytes=int(found["cache_bytes"]),
-            cache_formula=cache_bytes(config, left[rate])))
+            cache_formula=expected(config, left[rate], size=4)["cache"]))
     return pd.DataFrame(lines)
 
 

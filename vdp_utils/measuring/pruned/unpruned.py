@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from vdp_utils.attention.kept import Kept, chosen, droppable, staying
 from vdp_utils.attention.pruner import ContextPruner, named
@@ -15,6 +15,7 @@ from vdp_utils.lvlm.load import LVLM
 from vdp_utils.lvlm.prompts import Prompt
 from vdp_utils.measuring.measure import kinds_of
 from vdp_utils.measuring.pruned.conditions import COMPACT, Pruning, parsed
+from vdp_utils.measuring.scoring import cuttable
 
 AT_ONCE = 4096  # tokens of pruned prompts that run in one batch
 
@@ -66,9 +67,8 @@ class Unpruned:
         """How many tokens before the context no dropping changes, in any layer: they run once."""
         start = int((self.kinds == Kind.CONTEXT).int().argmax())
         masks = [kwargs.get("attention_mask") for _, kwargs in self.calls]
-        plain = all(type(layer) is DynamicLayer for layer in self.cache.layers)
         ahead = any(mask is not None and visible(mask)[..., :start, start:].any() for mask in masks)
-        return start if plain and not ahead else 0
+        return start if cuttable(self.cache) and not ahead else 0
 
     def _scores(self, logits: torch.Tensor) -> list[float]:
         chances = logits.float().log_softmax(-1)
